@@ -1,0 +1,43 @@
+# Two commands for a newcomer: make quickstart, make test.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+TESTED := $(VENV)/.installed-test
+
+.PHONY: help install quickstart test quick check bench clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(TESTED): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+install: $(STAMP)  ## make the virtual environment with the pinned versions
+
+quickstart: $(STAMP)  ## practice data -> base model -> sweep -> winner -> deployed -> answers, then everything stopped
+	$(BIN)/simpo quickstart
+
+test: $(TESTED)  ## the whole suite
+	$(BIN)/python -m pytest
+
+quick: $(TESTED)  ## the tests that need no Ray and no server, under a minute
+	$(BIN)/python -m pytest -m quick
+
+check: $(TESTED)  ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(TESTED)  ## the benchmarks against their baselines, ratios in one run
+	$(BIN)/python -m tests.bench
+
+clean:  ## remove the virtual environment and what the quickstart made
+	rm -rf $(VENV) .simpo
