@@ -1,0 +1,1 @@
+"""People, rows and time: the HTTP API, the reconciler, serving and the command line."""
