@@ -1,1 +1,1 @@
-"""The algorithm: preference objectives, the packed training step, checkpoints, generation and evaluation on one machine."""
+"""The algorithm on one machine: objectives, the packed step, checkpoints, generation, evaluation."""

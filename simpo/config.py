@@ -20,7 +20,7 @@ _LEARNING_RATE: Dimension = {"type": "log_float", "low": 1e-7, "high": 2e-6}  # 
 
 @dataclass(frozen=True, kw_only=True)
 class SimPO:
-    """Simple Preference Optimization (Meng, Xia, Chen 2024, Eq. 6): length-normalised reward, target margin, no reference."""
+    """SimPO (Meng, Xia, Chen 2024, Eq. 6): length-normalised reward, target margin, no reference model."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     name: ClassVar[str] = "simpo"
@@ -48,14 +48,14 @@ class SimPO:
     label_smoothing: float = 0.0
     """Share of labels believed flipped, in [0, 0.5]. Only with loss_type sigmoid."""
     loss_type: Literal["sigmoid", "hinge"] = "sigmoid"
-    """sigmoid: -log sigma(d). hinge: max(0, 1 - d). d is the margin of length-normalised rewards minus gamma."""
+    """sigmoid: -log sigma(d). hinge: max(0, 1 - d). d = difference of rewards - gamma."""
     sft_weight: float = 0.0
-    """Weight of an added token-mean NLL of the chosen responses. 0 is SimPO as published: none is ever added silently."""
+    """Weight of an added token-mean NLL of the chosen responses. 0 is SimPO as published."""
 
     def __post_init__(self) -> None:
         _positive(self, "beta")
         if self.gamma is not None and self.gamma_beta_ratio is not None:
-            raise ConfigError("give either gamma or gamma_beta_ratio, not both (gamma = beta * gamma_beta_ratio)", "gamma")
+            raise ConfigError("give gamma or gamma_beta_ratio, not both (gamma = beta * gamma_beta_ratio)", "gamma")
         if self.gamma is not None:
             _not_negative(self, "gamma")
             object.__setattr__(self, "gamma_beta_ratio", self.gamma / self.beta)
@@ -67,7 +67,7 @@ class SimPO:
         _not_negative(self, "sft_weight")
         _one_of(self, "loss_type", ("sigmoid", "hinge"))
         if self.loss_type == "hinge" and self.label_smoothing:
-            raise ConfigError("label smoothing has no meaning for the hinge: set it to 0 or use sigmoid", "label_smoothing")
+            raise ConfigError("has no meaning for the hinge: set it to 0 or use sigmoid", "label_smoothing")
 
     @property
     def margin(self) -> float:
@@ -117,7 +117,7 @@ METHODS: Mapping[str, type[SimPO] | type[DPO] | type[SFT]] = {cls.name: cls for 
 
 
 def method_from_dict(values: Mapping[str, Any]) -> Method:
-    """Build a method's config from {"name": ..., hyperparameter: value, ...}; unknown names and keys are refused by name."""
+    """A method's config from {"name": ..., hyperparameter: value, ...}; unknown names and keys are refused by name."""
     rest = dict(values)
     name = rest.pop("name", None)
     if name not in METHODS:
@@ -125,7 +125,8 @@ def method_from_dict(values: Mapping[str, Any]) -> Method:
     known = hyperparameters(METHODS[name])
     for key in rest:
         if key not in known:
-            raise ConfigError(f"{name} has no hyperparameter {key!r}: it has {', '.join(known) or 'none'}", f"method.{key}")
+            has = ", ".join(known) or "none"
+            raise ConfigError(f"{name} has no hyperparameter {key!r}: it has {has}", f"method.{key}")
     return METHODS[name](**rest)
 
 
@@ -151,7 +152,7 @@ class TokenPolicy:
     truncation: Literal["drop"] = "drop"
     """What happens to a pair over max_length: it is dropped and counted. Nothing is ever cut silently."""
     count_assistant_header: bool = False
-    """False: the assistant header belongs to the prompt (TRL's rule). True: it counts as response (the authors' code)."""
+    """False: the assistant header belongs to the prompt (TRL's rule). True: to the response (the authors' code)."""
 
     def __post_init__(self) -> None:
         _at_least(self, "max_length", 8)
@@ -167,7 +168,7 @@ class OptimConfig:
     learning_rate: float
     """Peak rate. The most important hyperparameter of SimPO: 3e-7 to 1e-6 for 7B models, never 1e-5 (SimPO README)."""
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
-    """wsd: warm up, hold, decay at the end: scores at a rung do not depend on the planned length. cosine: the paper's."""
+    """wsd: warm up, hold, decay at the end, so that rung scores do not depend on the planned length. cosine: paper."""
     warmup_fraction: float = 0.1
     """Share of all steps with a linear rise from 0."""
     decay_fraction: float = 0.2
