@@ -1,0 +1,251 @@
+"""Desired deployments -> Ray Serve applications, over Serve's REST API.
+
+Light on purpose (httpx only): the control plane imports this, and must not load ray or torch.
+
+Facts this file stands on, measured with Ray 2.60: a PUT declares *all* applications and deletes what it omits; it
+answers 200 before anything runs, so success is a later GET that says RUNNING; `http_options` are fixed once Serve runs;
+changed `args` mean a rolling restart, and only `max_surge_percent: 100` starts the new replica before the old one goes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
+
+import httpx
+
+from simpo.errors import ConfigError
+
+State = Literal["PENDING", "READY", "FAILED"]
+
+APPLICATIONS_PATH = "/api/serve/applications/"
+IMPORT_PATH = "service.serving.app:build"
+SERVE_DEPLOYMENT = "Model"
+"""Name of the one Serve deployment inside each application; service/serving/app.py gives its class the same name."""
+
+# Serve's application states. An unknown word of a later Ray counts as PENDING: never READY by accident.
+_STATES: Mapping[str, State] = {"RUNNING": "READY", "DEPLOY_FAILED": "FAILED", "UNHEALTHY": "FAILED"}
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_FIRST_SERVE_START_S = 60.0  # the first PUT starts controller and proxy before it answers (6 s on two idle cores)
+
+
+class DeployerError(RuntimeError):
+    """Serve's REST API cannot be reached, or did not do what it was asked. Worth another try later.
+
+    `reason`: what happened, one sentence. `status`: the HTTP status, or None when there was no answer.
+    """
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason, status)
+        self.reason = reason
+        self.status = status
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class DesiredDeployment:
+    """One named model that should answer."""
+
+    id: str
+    """Stable id of the deployment; also the name of its Serve application."""
+    name: str
+    """What clients put into `model`; also the last part of the route prefix `/d/<name>`. `[a-z0-9-]`, at most 63."""
+    model_path: str
+    """Checkpoint directory, as the Ray nodes see it."""
+    revision: int = 1
+    """Raise it to roll the deployment over to another model_path, or to load the same one again."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(f"{self.name!r} is no deployment name; use 1-63 of a-z, 0-9 and inner -", "name")
+        if not self.id:
+            raise ConfigError("a deployment needs an id", "id")
+
+    @property
+    def route_prefix(self) -> str:
+        """Path under which Serve answers for this deployment."""
+        return route_prefix(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservedDeployment:
+    """What Serve says about one deployment."""
+
+    state: State
+    """READY: answers requests. FAILED: does not, and will not without a change. PENDING: neither yet."""
+    message: str = ""
+    """For FAILED: the cause, one sentence."""
+    revision: int | None = None
+    """The revision that `state` speaks of; None when Serve does not say."""
+
+
+class Deployer(Protocol):
+    """The one owner of a cluster's Serve configuration. Calls are serialised by the caller (the reconciler)."""
+
+    def apply(self, desired: Sequence[DesiredDeployment]) -> None:
+        """Make `desired` the whole set: add, roll over and delete as needed; nothing happens when nothing changed.
+
+        Returns when the wish is accepted, not when it is fulfilled: ask `observe`.
+
+        Raises:
+            DeployerError: no answer, or a refusal.
+            ConfigError: two deployments share a name or an id.
+        """
+
+    def observe(self) -> dict[str, ObservedDeployment]:
+        """State by deployment id. An id that is absent does not run (any more).
+
+        Raises:
+            DeployerError: no answer.
+        """
+
+
+class ServeDeployer:
+    """Deployer over the REST API of Ray's dashboard."""
+
+    def __init__(
+        self,
+        dashboard_url: str,
+        token: str | None = None,
+        *,
+        http_host: str = "127.0.0.1",
+        http_port: int = 8000,
+        num_cpus: float = 0.5,
+        max_ongoing_requests: int = 32,
+        max_queued_requests: int = 128,
+        timeout_s: float = 10.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Describe the cluster.
+
+        Args:
+            dashboard_url: Ray's dashboard, e.g. http://127.0.0.1:8265.
+            token: Ray's shared token (RAY_AUTH_MODE=token), or None for a cluster without one.
+            http_host: where Serve's proxies listen. Serve knows no keys: loopback, unless a network policy fences it.
+            http_port: their port. Host and port hold only for the PUT that starts Serve.
+            num_cpus: logical CPUs of a replica.
+            max_ongoing_requests: requests decoded together by a replica.
+            max_queued_requests: requests that wait; beyond them Serve answers 503.
+            timeout_s: for each request to the dashboard.
+            transport: for tests.
+        """
+        self._num_cpus = num_cpus
+        self._max_ongoing_requests = max_ongoing_requests
+        self._max_queued_requests = max_queued_requests
+        self._http_options = {"host": http_host, "port": http_port}
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        # trust_env off: a proxy variable of the machine must not carry Ray's token away.
+        self._client = httpx.Client(
+            base_url=dashboard_url, headers=headers, timeout=timeout_s, transport=transport, trust_env=False
+        )
+        self._where = urlsplit(dashboard_url).netloc
+
+    def apply(self, desired: Sequence[DesiredDeployment]) -> None:
+        _refuse_duplicates(desired)
+        wanted = {d.id: self._application(d) for d in desired}
+        if _configs(self._applications()) == wanted:
+            return  # a PUT without a change would start Serve, or wake a failed application, for nothing
+        body = {"http_options": self._http_options, "applications": list(wanted.values())}
+        self._ask("PUT", json=body, timeout=_FIRST_SERVE_START_S)
+
+    def observe(self) -> dict[str, ObservedDeployment]:
+        found = {}
+        for app_id, details in self._applications().items():
+            config = details.get("deployed_app_config") or {}
+            state = _STATES.get(details["status"], "PENDING")
+            found[app_id] = ObservedDeployment(
+                state=state,
+                message=_cause(details) if state == "FAILED" else "",
+                revision=config.get("args", {}).get("revision"),
+            )
+        return found
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _application(self, deployment: DesiredDeployment) -> dict[str, Any]:
+        return {
+            "name": deployment.id,
+            "route_prefix": deployment.route_prefix,
+            "import_path": IMPORT_PATH,
+            "args": {
+                "name": deployment.name,
+                "model_path": deployment.model_path,
+                "revision": deployment.revision,
+                "max_batch": self._max_ongoing_requests,
+            },
+            "deployments": [
+                {
+                    "name": SERVE_DEPLOYMENT,
+                    "num_replicas": 1,
+                    "max_ongoing_requests": self._max_ongoing_requests,
+                    "max_queued_requests": self._max_queued_requests,
+                    "max_surge_percent": 100,
+                    "ray_actor_options": {"num_cpus": self._num_cpus},
+                }
+            ],
+        }
+
+    def _applications(self) -> dict[str, dict[str, Any]]:
+        details = self._ask("GET").json()
+        # An application on its way out is no longer anybody's: its id may be declared again at once.
+        return {name: app for name, app in details["applications"].items() if app["status"] != "DELETING"}
+
+    def _ask(self, method: str, **options: Any) -> httpx.Response:
+        try:
+            answer = self._client.request(method, APPLICATIONS_PATH, **options)
+        except httpx.HTTPError as error:
+            raise DeployerError(
+                f"Ray Serve at {self._where} does not answer ({type(error).__name__}: {error})"
+            ) from error
+        if answer.status_code in (401, 403):
+            raise DeployerError(
+                f"Ray at {self._where} refuses the token; SIMPO_RAY_TOKEN must be the cluster's RAY_AUTH_TOKEN",
+                answer.status_code,
+            )
+        if answer.status_code != httpx.codes.OK:
+            reason = _last_sentence(answer.text) or answer.reason_phrase
+            raise DeployerError(
+                f"Ray Serve at {self._where} answered {answer.status_code}: {reason}", answer.status_code
+            )
+        return answer
+
+
+def route_prefix(name: str) -> str:
+    """Path under Serve's URL where the deployment `name` answers."""
+    return f"/d/{name}"
+
+
+def _refuse_duplicates(desired: Sequence[DesiredDeployment]) -> None:
+    for field in ("id", "name"):
+        values = [getattr(d, field) for d in desired]
+        twice = sorted({v for v in values if values.count(v) > 1})
+        if twice:
+            raise ConfigError(f"{', '.join(twice)} is used by more than one deployment; each needs its own", field)
+
+
+def _configs(applications: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What was declared before, in the form we declare it; the defaults that Serve adds are not ours to compare."""
+    ours = ("name", "route_prefix", "import_path", "args", "deployments")
+    configs = {name: details.get("deployed_app_config") or {} for name, details in applications.items()}
+    return {name: {key: config[key] for key in ours if key in config} for name, config in configs.items()}
+
+
+def _cause(details: Mapping[str, Any]) -> str:
+    """The cause of a failure in one sentence, out of the tracebacks in Serve's messages; the replica's come first."""
+    deployments = details.get("deployments") or {}
+    texts = [d.get("message", "") for d in deployments.values()] + [details.get("message", "")]
+    return next((sentence for text in texts if (sentence := _last_sentence(text))), "Ray Serve gave no reason")
+
+
+def _last_sentence(text: str) -> str:
+    """Last line of a traceback: the exception itself."""
+    lines = [line.strip() for line in _ANSI.sub("", text).splitlines() if line.strip()]
+    return lines[-1] if lines else ""

@@ -1,0 +1,169 @@
+"""ServeDeployer against a scripted Serve REST API: what is sent, understood, and said when it goes wrong."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from service.serving.deployer import (
+    APPLICATIONS_PATH,
+    DeployerError,
+    DesiredDeployment,
+    ObservedDeployment,
+    ServeDeployer,
+    State,
+    route_prefix,
+)
+from simpo.errors import ConfigError
+
+pytestmark = pytest.mark.quick
+
+WINNER = DesiredDeployment(id="dep_1", name="winner", model_path="/store/winner", revision=3)
+
+
+class ScriptedServe:
+    """Keeps what was PUT and answers GET with it, each application in the state asked for."""
+
+    def __init__(self) -> None:
+        self.applications: dict[str, dict[str, Any]] = {}
+        self.requests: list[httpx.Request] = []
+        self.status = "RUNNING"
+        self.message = ""
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        assert request.url.path == APPLICATIONS_PATH
+        if request.method == "PUT":
+            declared = json.loads(request.content)["applications"]
+            self.applications = {app["name"]: app for app in declared}
+            return httpx.Response(200)
+        details = {
+            name: {
+                "name": name,
+                "status": self.status,
+                "message": self.message,
+                "deployed_app_config": app | {"external_scaler_enabled": False},
+                "deployments": {},
+            }
+            for name, app in self.applications.items()
+        }
+        return httpx.Response(200, json={"applications": details})
+
+    @property
+    def methods(self) -> list[str]:
+        return [request.method for request in self.requests]
+
+
+def deployer_on(handler: Callable[[httpx.Request], httpx.Response], **options: Any) -> ServeDeployer:
+    return ServeDeployer("http://ray.test:8265", "secret", transport=httpx.MockTransport(handler), **options)
+
+
+def test_the_put_declares_everything_serve_must_know() -> None:
+    serve = ScriptedServe()
+    deployer_on(serve, http_port=8123, num_cpus=0.25, max_ongoing_requests=4, max_queued_requests=9).apply([WINNER])
+    put = serve.requests[-1]
+    assert put.headers["Authorization"] == "Bearer secret"
+    assert json.loads(put.content) == {
+        "http_options": {"host": "127.0.0.1", "port": 8123},
+        "applications": [
+            {
+                "name": "dep_1",
+                "route_prefix": "/d/winner",
+                "import_path": "service.serving.app:build",
+                "args": {"name": "winner", "model_path": "/store/winner", "revision": 3, "max_batch": 4},
+                "deployments": [
+                    {
+                        "name": "Model",
+                        "num_replicas": 1,
+                        "max_ongoing_requests": 4,
+                        "max_queued_requests": 9,
+                        "max_surge_percent": 100,
+                        "ray_actor_options": {"num_cpus": 0.25},
+                    }
+                ],
+            }
+        ],
+    }
+    assert route_prefix("winner") == WINNER.route_prefix
+
+
+def test_an_unchanged_wish_is_not_put_again() -> None:
+    serve = ScriptedServe()
+    deployer = deployer_on(serve)
+    deployer.apply([])
+    assert serve.methods == ["GET"], "nothing wanted, nothing there: Serve is not even started"
+    deployer.apply([WINNER])
+    deployer.apply([WINNER])
+    assert serve.methods.count("PUT") == 1
+    deployer.apply([])
+    assert serve.methods.count("PUT") == 2
+    assert serve.applications == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        ("NOT_STARTED", "PENDING"),
+        ("DEPLOYING", "PENDING"),
+        ("RUNNING", "READY"),
+        ("DEPLOY_FAILED", "FAILED"),
+        ("UNHEALTHY", "FAILED"),
+        ("A_WORD_OF_RAY_3", "PENDING"),
+    ],
+)
+def test_states(status: str, state: State) -> None:
+    serve = ScriptedServe()
+    deployer = deployer_on(serve)
+    deployer.apply([WINNER])
+    serve.status = status
+    serve.message = (
+        "Traceback:\n  File ...\n\x1b[31msimpo.errors.CheckpointError: no manifest\x1b[0m\n"
+        if state == "FAILED"
+        else ""
+    )
+    message = "simpo.errors.CheckpointError: no manifest" if state == "FAILED" else ""
+    assert deployer.observe() == {"dep_1": ObservedDeployment(state=state, message=message, revision=3)}  # type: ignore[arg-type]
+
+
+def test_an_application_on_its_way_out_is_not_observed_and_may_be_declared_again() -> None:
+    serve = ScriptedServe()
+    deployer = deployer_on(serve)
+    deployer.apply([WINNER])
+    serve.status = "DELETING"
+    assert deployer.observe() == {}
+    deployer.apply([WINNER])
+    assert serve.methods.count("PUT") == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "says"),
+    [
+        (403, "", "SIMPO_RAY_TOKEN must be the cluster's RAY_AUTH_TOKEN"),
+        (400, "1 validation error\n  duplicate route prefix", "answered 400: duplicate route prefix"),
+        (500, "", "answered 500: Internal Server Error"),
+    ],
+)
+def test_refusals_are_told(status: int, body: str, says: str) -> None:
+    with pytest.raises(DeployerError, match=says) as caught:
+        deployer_on(lambda request: httpx.Response(status, text=body)).observe()
+    assert caught.value.status == status
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_no_answer_is_told() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("connection refused")
+
+    with pytest.raises(DeployerError, match=r"Ray Serve at ray.test:8265 does not answer \(ConnectError"):
+        deployer_on(refuse).observe()
+
+
+@pytest.mark.parametrize("name", ["", "Winner", "-a", "a-", "a/b", "..", "a" * 64, "a\n", "a b"])
+def test_names_that_are_no_path_segment_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"name: .* is no deployment name"):
+        DesiredDeployment(id="dep_1", name=name, model_path="/m")
