@@ -1,0 +1,139 @@
+"""What is known of a sweep while it runs: events in, one `Board` out. Nothing is drawn here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.client import Event
+
+ENDINGS = {
+    "trial.completed": "COMPLETE",
+    "trial.pruned": "PRUNED",
+    "trial.failed": "FAILED",
+    "trial.infeasible": "INFEASIBLE",
+}
+"""Event type -> state of a trial that is over."""
+
+
+@dataclass(kw_only=True)
+class TrialRow:
+    """One trial as far as the events told."""
+
+    trial_id: str
+    """Stable over attempts."""
+    number: int
+    """Place in the order of suggestion, from 0."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """The point: learning_rate, beta, ..."""
+    state: str = "RUNNING"
+    """RUNNING or one of ENDINGS."""
+    step: int | None = None
+    """Newest optimiser step heard of."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Newest value of each: loss, margin, accuracy, win_rate, probes."""
+    value: float | None = None
+    """The objective at the end."""
+    why: str = ""
+    """Why it ended."""
+
+    @property
+    def over(self) -> bool:
+        """True once no more is to come."""
+        return self.state != "RUNNING"
+
+
+@dataclass(kw_only=True)
+class Board:
+    """A sweep's picture. `apply` is idempotent per event and indifferent to fields it does not know."""
+
+    name: str
+    """For the headline."""
+    total: int
+    """Trials asked for."""
+    metric: str
+    """The objective: win_rate, accuracy or margin."""
+    phase: str = "waiting for the cluster"
+    """preparing, searching, finals, done."""
+    progress: float = 0.0
+    """Share of the phase that is done, 0 to 1."""
+    trials: dict[str, TrialRow] = field(default_factory=dict)
+    """By id, in the order of creation."""
+    best_id: str | None = None
+    """The trial that leads."""
+    best_value: float | None = None
+    """Its objective."""
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any]) -> "Board":
+        """An empty board for a sweep resource as the API describes it."""
+        spec: Mapping[str, Any] = body.get("spec") or body
+        budget, objective = spec.get("budget") or {}, spec.get("objective") or {}
+        return cls(
+            name=str(body.get("name") or body.get("id") or "sweep"),
+            total=int(budget.get("trials") or 1),
+            metric=str(objective.get("metric") or "win_rate"),
+        )
+
+    @property
+    def finished(self) -> int:
+        """Trials that are over."""
+        return sum(row.over for row in self.trials.values())
+
+    @property
+    def overall(self) -> float:
+        """Share of the whole that is done, 0 to 1: the search counts by trials, the other phases by their own word."""
+        if self.phase == "done":
+            return 1.0
+        if self.phase == "preparing":
+            return 0.15 * self.progress
+        if self.phase == "finals":
+            return 0.85 + 0.15 * self.progress
+        return 0.15 + 0.7 * min(1.0, self.finished / max(self.total, 1)) if self.trials else 0.0
+
+    @property
+    def best(self) -> TrialRow | None:
+        """The row that leads, once one does."""
+        return self.trials.get(self.best_id or "")
+
+    def apply(self, event: Event) -> None:
+        """Take one event in."""
+        data = event.data
+        if event.type == "job.phase":
+            self.phase = str(data.get("phase") or self.phase)
+            self.progress = as_number(data.get("progress")) or 0.0
+        elif event.type == "job.restarted":
+            self.phase, self.progress = "restarting", 0.0
+        elif event.type == "job.finished":
+            self.phase, self.progress = "done", 1.0
+        elif event.type == "best.updated":
+            self.best_id, self.best_value = str(data.get("trial_id")), as_number(data.get("value"))
+        elif event.type.startswith("trial.") and data.get("trial_id"):
+            self._apply_to_trial(event.type, data, event.message)
+
+    def _apply_to_trial(self, type: str, data: Mapping[str, Any], message: str) -> None:
+        trial_id = str(data["trial_id"])
+        number = data.get("number")
+        row = self.trials.get(trial_id)
+        if row is None:
+            row = TrialRow(trial_id=trial_id, number=len(self.trials) if number is None else int(number))
+            self.trials[trial_id] = row
+        row.params.update(data.get("params") or {})
+        row.step = row.step if data.get("step") is None else int(data["step"])
+        reported = data.get("metrics") or {key: value for key, value in data.items() if key in _PROGRESS_METRICS}
+        row.metrics |= {key: number for key, value in reported.items() if (number := as_number(value)) is not None}
+        if type in ENDINGS:
+            row.state = ENDINGS[type]
+            row.value = as_number(data.get("value"))
+            row.why = str(data.get("reason") or message)
+        elif type == "trial.created":
+            row.state, row.why = "RUNNING", ""  # a new attempt runs an unfinished trial again
+
+
+_PROGRESS_METRICS = frozenset({"loss", "margin", "accuracy", "win_rate", "grad_norm"})
+
+
+def as_number(value: Any) -> float | None:
+    """A metric as a number, whether it came plain or as an estimate with its interval; None when it is neither."""
+    if isinstance(value, Mapping):
+        value = value.get("estimate")
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
