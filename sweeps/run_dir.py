@@ -1,0 +1,264 @@
+"""The run directory of a sweep: paths, exclusive claims, numbered journal, heartbeat, atomic publication. Light.
+
+    <root>/spec.json                        written once
+    <root>/attempts/<n>/claim.json          made exclusively: the attempt's number is its fencing number
+    <root>/attempts/<n>/journal/<seq>.jsonl segments named by their first record, append-only
+    <root>/attempts/<n>/heartbeat.json      counter and counts; its age is measured by the reader's clock
+    <root>/attempts/<n>/prepared/           what all trials share
+    <root>/attempts/<n>/trials/<trial>/     checkpoints, manifest.json last
+    <root>/attempts/<n>/result.json         published last: its presence is the attempt's success
+
+Ray jobs write here, the service reads here; neither ever opens the other's store. Every file appears whole: written
+beside its place, flushed to disk, then renamed.
+"""
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
+
+from simpo.errors import SimPOError
+
+Level = Literal["info", "warn", "error"]
+
+
+class Record(TypedDict):
+    """One line of a journal. `seq` counts from 1 within an attempt; (attempt, seq) is unique in a sweep."""
+
+    seq: int
+    attempt: int
+    at: str
+    type: str
+    level: Level
+    message: str
+    data: dict[str, Any]
+
+
+class Heartbeat(TypedDict):
+    """Proof of life: the reader notes when `counter` changed by its own clock, never by `at`."""
+
+    attempt: int
+    counter: int
+    at: str
+    counts: dict[str, Any]
+    pid: NotRequired[int]
+
+
+class RunDirError(SimPOError):
+    """A run directory that is missing, holds another spec, or cannot be written."""
+
+
+class AttemptClaimed(SimPOError):
+    """Another driver owns this attempt's number, or a higher one."""
+
+
+class RunDir:
+    """A sweep's directory. Making the object touches nothing."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    @property
+    def spec_path(self) -> Path:
+        """Where the immutable spec lies."""
+        return self.root / "spec.json"
+
+    def write_spec(self, spec: Mapping[str, Any]) -> None:
+        """Write spec.json once; the same content again is fine, another is RunDirError."""
+        if self.spec_path.exists():
+            if self.read_spec() != dict(spec):
+                raise RunDirError("holds the spec of another sweep: choose an empty directory", str(self.root))
+            return
+        _write_whole(self.spec_path, json.dumps(spec, indent=1))
+
+    def read_spec(self) -> dict[str, Any]:
+        """The stored spec's JSON. Raises RunDirError when there is none or it is not JSON."""
+        try:
+            values = json.loads(self.spec_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunDirError("has no readable spec.json: is it a sweep's directory?", str(self.root)) from error
+        if not isinstance(values, dict):
+            raise RunDirError("spec.json does not hold a mapping", str(self.root))
+        return values
+
+    def attempts(self) -> list[int]:
+        """The numbers of all claimed attempts, rising."""
+        claims = self.root.glob("attempts/*/claim.json")
+        return sorted(int(path.parent.name) for path in claims if path.parent.name.isdecimal())
+
+    def attempt(self, number: int) -> "Attempt":
+        """An attempt to read from; whether it was claimed is not checked."""
+        return Attempt(self, number)
+
+    def claim(self, number: int) -> "Attempt":
+        """Take an attempt's number for this process. Raises AttemptClaimed when it, or a higher one, is taken."""
+        if number < 1:
+            raise RunDirError("attempts count from 1", "attempt")
+        highest = max(self.attempts(), default=0)
+        if highest > number:
+            raise AttemptClaimed(f"attempt {highest} has superseded attempt {number} in {self.root}", "attempt")
+        attempt = Attempt(self, number)
+        owner = {"attempt": number, "host": socket.gethostname(), "pid": os.getpid(), "at": _now()}
+        try:
+            _write_whole(attempt.path / "claim.json", json.dumps(owner), exclusive=True)
+        except FileExistsError as error:
+            raise AttemptClaimed(
+                f"attempt {number} of {self.root} belongs to another driver: resume with a higher number", "attempt"
+            ) from error
+        return attempt
+
+    def claim_next(self) -> "Attempt":
+        """Take the lowest number above all claims."""
+        return self.claim(max(self.attempts(), default=0) + 1)
+
+
+class Attempt:
+    """One driver's part of a run directory. Appending is for its owner; reading is for everyone."""
+
+    def __init__(self, run: RunDir, number: int) -> None:
+        self.run = run
+        self.number = number
+        self.path = run.root / "attempts" / str(number)
+        self._seq = 0
+        self._beats = 0
+        self._lock = threading.Lock()
+
+    @property
+    def prepared(self) -> Path:
+        """What all trials share."""
+        return self.path / "prepared"
+
+    def trial_path(self, trial_id: str) -> Path:
+        """Where a trial's checkpoints lie."""
+        return self.path / "trials" / trial_id
+
+    def relative(self, path: Path) -> str:
+        """A path as results name it: relative to the run directory."""
+        return path.relative_to(self.run.root).as_posix()
+
+    def append(
+        self, kind: str, message: str, data: Mapping[str, Any] | None = None, *, level: Level = "info"
+    ) -> Record:
+        """Add one record, on disk when this returns. From any thread of the owner."""
+        return self.append_many([(kind, message, dict(data or {}), level)])[0]
+
+    def append_many(self, entries: Iterable[tuple[str, str, dict[str, Any], Level]]) -> list[Record]:
+        """Add records as one segment: readers see all of them or none."""
+        with self._lock:
+            records = [
+                Record(seq=seq, attempt=self.number, at=_now(), type=kind, level=level, message=message, data=data)
+                for seq, (kind, message, data, level) in enumerate(entries, self._seq + 1)
+            ]
+            if records:
+                # allow_nan=False: NaN is no JSON; a number that is not finite must be told in words.
+                text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+                _write_whole(self.path / "journal" / f"{records[0]['seq']:08d}.jsonl", text, exclusive=True)
+                self._seq = records[-1]["seq"]
+            return records
+
+    def beat(self, counts: Mapping[str, Any]) -> None:
+        """Replace the heartbeat with the next one."""
+        self._beats += 1
+        beat = Heartbeat(attempt=self.number, counter=self._beats, at=_now(), counts=dict(counts), pid=os.getpid())
+        _write_whole(self.path / "heartbeat.json", json.dumps(beat, allow_nan=False), durable=False)
+
+    def superseded(self) -> bool:
+        """Whether a higher attempt was claimed: this one must stop."""
+        return max(self.run.attempts(), default=0) > self.number
+
+    def publish_result(self, result: Mapping[str, Any]) -> None:
+        """Make the attempt a success, once. Raises AttemptClaimed when it was superseded or has a result."""
+        if self.superseded():
+            raise AttemptClaimed(f"attempt {self.number} was superseded: its result is not accepted", "attempt")
+        try:
+            _write_whole(self.path / "result.json", json.dumps(result, indent=1, allow_nan=False), exclusive=True)
+        except FileExistsError as error:
+            raise AttemptClaimed(f"attempt {self.number} has a result already", "attempt") from error
+
+
+def read_journal(attempt: Attempt, after_seq: int = 0) -> list[Record]:
+    """The unbroken run of records after `after_seq`; a torn or missing tail ends it. Cheap to call again and again."""
+    segments = sorted(path for path in attempt.path.glob("journal/*.jsonl") if path.stem.isdecimal())
+    # The segment that holds after_seq + 1 is the last one that starts at or before it.
+    started = [path for path in segments if int(path.stem) <= after_seq + 1]
+    records: list[Record] = []
+    for path in started[-1:] + segments[len(started) :]:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            record = _parsed(line)
+            if record is None:
+                return records
+            if record["seq"] <= after_seq:
+                continue
+            if record["seq"] != after_seq + len(records) + 1:
+                return records
+            records.append(record)
+    return records
+
+
+def read_heartbeat(attempt: Attempt) -> Heartbeat | None:
+    """The newest heartbeat, or None before the first."""
+    beat: Heartbeat | None = _read_json(attempt.path / "heartbeat.json")
+    return beat
+
+
+def read_result(attempt: Attempt) -> dict[str, Any] | None:
+    """The published result, or None: only its presence says that the attempt succeeded."""
+    result: dict[str, Any] | None = _read_json(attempt.path / "result.json")
+    return result
+
+
+def _parsed(line: str) -> Record | None:
+    try:
+        record: Record = json.loads(line)
+        return record if isinstance(record, dict) and isinstance(record.get("seq"), int) else None
+    except ValueError:
+        return None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _write_whole(path: Path, text: str, *, exclusive: bool = False, durable: bool = True) -> None:
+    """All of the text or nothing at `path`. Raises FileExistsError when exclusive and there; RunDirError on no space,
+    no permission and the like."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        if exclusive:
+            os.link(temporary, path)  # rename would replace; link refuses what exists
+            temporary.unlink()
+        else:
+            temporary.replace(path)
+        if durable:
+            _sync_directory(path.parent)
+    except FileExistsError:
+        temporary.unlink(missing_ok=True)
+        raise
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunDirError(f"cannot be written ({error.strerror}): check space and permissions", str(path)) from error
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,377 @@
+"""What a person asks for: HTTP body, YAML file and stored record are these same classes.
+
+Every key is honoured or refused by name with the remedy; after validation all defaults stand in the spec, so that the
+stored record says everything. Light: no torch, ray or optuna.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from simpo.config import METHODS, OptimConfig, TokenPolicy, TrainConfig, method_from_dict, method_to_dict
+from simpo.errors import ConfigError
+from sweeps.constraints import parse_constraint
+from sweeps.faults import SpecError, faults_of
+from sweeps.spaces import Axis, Scalar, check_space, default_space
+
+PRACTICE = "practice"
+"""The word that stands for the built-in task, wherever a model, a data set or a judge is named."""
+
+JUDGES = (PRACTICE,)
+METRICS = ("win_rate", "accuracy", "margin")
+
+_JUDGED_CONSTRAINTS = {"empty_rate": "<=0.1", "length_ratio": "<=2.0", "repetition": "<=0.3", "eos_rate": ">=0.5"}
+# Free text may rightly be longer than max_new_tokens or than the data's own answers: only collapse is refused.
+_OPEN_CONSTRAINTS = {"empty_rate": "<=0.2", "repetition": "<=0.5"}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unknown_key(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            for key in values:
+                if key not in cls.model_fields:
+                    raise PydanticCustomError(
+                        "unknown_key",
+                        "unknown key: use one of {known}",
+                        {"key": str(key), "known": ", ".join(cls.model_fields)},
+                    )
+        return values
+
+
+def _shorthand(key: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class Dataset(_Strict):
+    """Preference data. A plain string is short for {train: ...}."""
+
+    train: Annotated[str, Field(min_length=1)]
+    """`practice`, a .jsonl/.jsonl.gz/.parquet file, a directory saved by datasets, or a hub id."""
+    eval: str | None = None
+    """Held-out preferences, same forms, used for the final report alone. None: the practice task's own, else a second
+    split off `train`."""
+    validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.15
+    """Share of the training rows set aside for the rungs; the search sees only these."""
+    limit: Annotated[int, Field(ge=4)] | None = None
+    """Use at most so many rows of `train`."""
+
+
+class Tpe(_Strict):
+    """Tree-structured Parzen estimator, multivariate, with constant liar for running trials."""
+
+    type: Literal["tpe"]
+    startup_trials: Annotated[int, Field(ge=0)] = 6
+    """Random points before the estimator takes over."""
+
+
+class RandomSearch(_Strict):
+    """Independent random points."""
+
+    type: Literal["random"]
+
+
+class Asha(_Strict):
+    """Successive halving with cut-offs that are fixed when a trial is asked (sweeps/README.md, decisions)."""
+
+    type: Literal["asha"]
+    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.5)
+    """Shares of the full budget at which trials are compared, rising."""
+    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    """The best 1/reduction_factor of the trials go on."""
+
+    @field_validator("rungs")
+    @classmethod
+    def _rising(cls, rungs: tuple[float, ...]) -> tuple[float, ...]:
+        if not rungs or list(rungs) != sorted(set(rungs)):
+            raise ConfigError("must be rising fractions of the budget, e.g. [0.25, 0.5]; for none use scheduler: none")
+        return rungs
+
+
+class NoScheduler(_Strict):
+    """Every trial runs to full budget."""
+
+    type: Literal["none"]
+
+
+class Objective(_Strict):
+    """What the search improves: a number measured on the rung data, never on the evaluation set of the report."""
+
+    metric: Literal["win_rate", "accuracy", "margin"]
+    goal: Literal["maximize", "minimize"] = "maximize"
+
+
+class Budget(_Strict):
+    """A hard stop that still returns the best so far."""
+
+    trials: Annotated[int, Field(ge=1, le=10_000)] = 16
+    steps: Annotated[int, Field(ge=1)] = 120
+    """Optimiser steps of a trial at full budget."""
+    wall_clock_s: Annotated[float, Field(gt=0)] | None = None
+    """After so many seconds no trial starts and running ones stop; finals still run."""
+
+
+class Train(_Strict):
+    """The step, the same for all trials (simpo.config.TrainConfig without steps and seed)."""
+
+    batch_pairs: Annotated[int, Field(ge=1)] = TrainConfig.batch_pairs
+    token_budget: Annotated[int, Field(ge=1)] = TrainConfig.token_budget
+    dtype: Literal["float32", "bfloat16"] = TrainConfig.dtype
+
+
+class Optim(_Strict):
+    """The optimiser, the same for all trials (simpo.config.OptimConfig without learning_rate)."""
+
+    schedule: Literal["wsd", "cosine", "constant"] = OptimConfig.schedule
+    warmup_fraction: float = OptimConfig.warmup_fraction
+    decay_fraction: float = OptimConfig.decay_fraction
+    weight_decay: float = OptimConfig.weight_decay
+    beta1: float = OptimConfig.beta1
+    beta2: float = OptimConfig.beta2
+    eps: float = OptimConfig.eps
+    max_grad_norm: float = OptimConfig.max_grad_norm
+
+    @model_validator(mode="after")
+    def _legal(self) -> "Optim":
+        OptimConfig(learning_rate=1.0, **self.model_dump())
+        return self
+
+
+class Evaluation(_Strict):
+    """Generation at rungs and in the finals."""
+
+    rung_prompts: Annotated[int, Field(ge=0)] = 200
+    """Prompts answered at each rung for judge and probes; 0 turns generation at rungs off."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    max_new_tokens: Annotated[int, Field(ge=1)] = 48
+
+
+class Finals(_Strict):
+    """The finalists, chosen on rung data, meet on fresh prompts."""
+
+    candidates: Annotated[int, Field(ge=1)] = 2
+    prompts: Annotated[int, Field(ge=2)] = 500
+
+
+class Parallel(_Strict):
+    """How much runs at once."""
+
+    trials: Annotated[int, Field(ge=1)] = 2
+    workers_per_trial: Annotated[int, Field(ge=1)] = 1
+    """More than 1: data-parallel workers through Ray Train."""
+
+
+class _Job(_Strict):
+    """What sweeps and runs have in common."""
+
+    name: str
+    base_model: Annotated[str, Field(min_length=1)] = PRACTICE
+    dataset: Annotated[Dataset, _shorthand("train")] = Dataset(train=PRACTICE)
+    judge: Literal["practice"] | None = None
+    constraints: dict[str, str] = Field(default_factory=dict)
+    train: Train = Train()
+    optim: Optim = Optim()
+    tokens: TokenPolicy = TokenPolicy()
+    evaluation: Evaluation = Evaluation()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _task_defaults(cls, values: Any) -> Any:
+        return _fill_task_defaults(values, cls) if isinstance(values, Mapping) else values
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z0-9-]{1,63}", name):
+            raise ConfigError("must be 1 to 63 of the characters a-z, 0-9 and -")
+        return name
+
+    @field_validator("constraints")
+    @classmethod
+    def _parsed(cls, constraints: dict[str, str]) -> dict[str, str]:
+        for probe, text in constraints.items():
+            parse_constraint(probe, text)
+        return constraints
+
+    @model_validator(mode="after")
+    def _judge_fits(self) -> "_Job":
+        if self.judge == PRACTICE and self.dataset.train != PRACTICE:
+            raise ConfigError("practice scores only the practice task: use dataset: practice, or judge: null", "judge")
+        if self.judge and not self.evaluation.rung_prompts:
+            raise ConfigError("must be at least 1 with a judge", "evaluation.rung_prompts")
+        if self.constraints and not self.evaluation.rung_prompts:
+            raise ConfigError(
+                "need generated text: set evaluation.rung_prompts above 0, or constraints: {}", "constraints"
+            )
+        return self
+
+
+class SweepSpec(_Job):
+    """One search: one method, one space, one budget."""
+
+    method: str = "simpo"
+    space: dict[str, Axis] = Field(default_factory=dict)
+    presets: Literal["none", "paper"] = "none"
+    """paper: the authors' released settings are tried first."""
+    sampler: Annotated[Annotated[Tpe | RandomSearch, Field(discriminator="type")], _shorthand("type")] = Tpe(type="tpe")
+    scheduler: Annotated[Annotated[Asha | NoScheduler, Field(discriminator="type")], _shorthand("type")] = Asha(
+        type="asha"
+    )
+    objective: Annotated[Objective, _shorthand("metric")] = Objective(metric="accuracy")
+    budget: Budget = Budget()
+    finals: Finals = Finals()
+    parallel: Parallel = Parallel()
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ConfigError(f"unknown method {method!r}: use one of {', '.join(sorted(METHODS))}")
+        return method
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SweepSpec":
+        try:
+            check_space(self.method, self.space)
+        except ConfigError as error:
+            raise ConfigError(error.message, f"space.{error.field}" if error.field else "space") from error
+        if self.objective.metric == "win_rate" and self.judge is None:
+            raise ConfigError(
+                "win_rate needs a judge: set judge: practice, or use accuracy or margin", "objective.metric"
+            )
+        if isinstance(self.scheduler, Asha):
+            steps = [round(rung * self.budget.steps) for rung in self.scheduler.rungs]
+            if steps != sorted(set(steps)) or steps[0] < 1 or steps[-1] >= self.budget.steps:
+                raise ConfigError(
+                    f"fall on steps {steps} of {self.budget.steps}: raise budget.steps or use fewer rungs",
+                    "scheduler.rungs",
+                )
+        if self.train.batch_pairs < self.parallel.workers_per_trial:
+            raise ConfigError("must be at least parallel.workers_per_trial", "train.batch_pairs")
+        return self
+
+
+class RunSpec(_Job):
+    """A single training job: the one-point sweep."""
+
+    method: Annotated[dict[str, Scalar | None], _shorthand("name")] = {"name": "simpo"}
+    """{name: ..., hyperparameter: value, ...}; here `gamma` is allowed and becomes gamma_beta_ratio."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    steps: Annotated[int, Field(ge=1)] = 120
+    finals_prompts: Annotated[int, Field(ge=2)] = 500
+    workers: Annotated[int, Field(ge=1)] = 1
+    wall_clock_s: Annotated[float, Field(gt=0)] | None = None
+
+    @field_validator("method")
+    @classmethod
+    def _trainable(cls, method: dict[str, Scalar | None]) -> dict[str, Scalar | None]:
+        return method_to_dict(method_from_dict(method))
+
+    @model_validator(mode="after")
+    def _sweepable(self) -> "RunSpec":
+        self.to_sweep()
+        return self
+
+    def to_sweep(self) -> SweepSpec:
+        """The same work as a sweep of one constant point, without rungs."""
+        shared = self.model_dump(include=set(_Job.model_fields))
+        point = {key: value for key, value in self.method.items() if key != "name"}
+        return SweepSpec(
+            **shared,
+            method=str(self.method["name"]),
+            space={"learning_rate": self.learning_rate, **point},
+            sampler=RandomSearch(type="random"),
+            scheduler=NoScheduler(type="none"),
+            objective=Objective(metric="win_rate" if self.judge else "accuracy"),
+            budget=Budget(trials=1, steps=self.steps, wall_clock_s=self.wall_clock_s),
+            finals=Finals(candidates=1, prompts=self.finals_prompts),
+            parallel=Parallel(trials=1, workers_per_trial=self.workers),
+        )
+
+
+def spec_hash(spec: SweepSpec | RunSpec) -> str:
+    """sha256 of the canonical JSON: equal specs, equal hash."""
+    canonical = json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def parse_spec(values: Any, *, source: str | None = None) -> SweepSpec:
+    """A validated sweep from JSON values. Raises SpecError.
+
+    A body with `learning_rate` at its top, or with a `method` that holds hyperparameters, is a run: it becomes the
+    one-point sweep.
+    """
+    if not isinstance(values, Mapping):
+        raise SpecError((("", "a spec is a mapping of keys to values, e.g. name: my-sweep"),), source)
+    try:
+        if "learning_rate" in values or isinstance(values.get("method"), Mapping):
+            return RunSpec.model_validate(values).to_sweep()
+        return SweepSpec.model_validate(values)
+    except ValidationError as error:
+        raise SpecError(faults_of(error), source) from error
+
+
+def load_spec(path: str | Path) -> SweepSpec:
+    """A spec from a .yaml, .yml or .json file. Raises SpecError: no file, malformed text (with the line), faults."""
+    path = Path(path)
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml)
+    except OSError as error:
+        raise SpecError((("", f"cannot read the spec file ({error.strerror}): check the path"),), str(path)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError((("", f"not valid YAML or JSON: {' '.join(str(error).split())}"),), str(path)) from error
+    return parse_spec(values, source=str(path))
+
+
+def _fill_task_defaults(values: Mapping[str, Any], cls: type[_Job]) -> dict[str, Any]:
+    """Absent keys, filled by what the work is: a model made here is small, the practice judge is cheap."""
+    filled = dict(values)
+    dataset = filled.get("dataset", PRACTICE)
+    train = dataset.get("train") if isinstance(dataset, Mapping) else dataset
+    small = filled.get("base_model", PRACTICE) == PRACTICE
+    practice = train == PRACTICE
+    filled.setdefault("judge", PRACTICE if practice else None)
+    judged = filled["judge"] is not None
+    if small:
+        _default_within(filled, "train", batch_pairs=32, token_budget=4096)
+    if practice:
+        _default_within(filled, "tokens", max_length=512)
+    _default_within(filled, "evaluation", rung_prompts=200 if judged else 64)
+    evaluation = filled["evaluation"]
+    generates = not isinstance(evaluation, Mapping) or bool(evaluation["rung_prompts"])
+    filled.setdefault("constraints", (_JUDGED_CONSTRAINTS if judged else _OPEN_CONSTRAINTS) if generates else {})
+    if "space" in cls.model_fields:
+        filled.setdefault("objective", "win_rate" if judged else "accuracy")
+        method, space = filled.get("method", "simpo"), filled.get("space", {})
+        if method in METHODS and isinstance(space, Mapping):
+            axes = default_space(str(method), small_model=small)
+            if "gamma" in space:
+                axes.pop("gamma_beta_ratio", None)  # so that the refusal speaks of what was written
+            filled["space"] = {**axes, **space}
+    return filled
+
+
+def _default_within(values: dict[str, Any], key: str, **defaults: Any) -> None:
+    given = values.get(key, {})
+    if isinstance(given, Mapping):
+        values[key] = {**defaults, **given}
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.1 reads 2e-5 as text; every other reader of numbers, and JSON, reads a number."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
