@@ -1,0 +1,223 @@
+"""The training step in the open: `fit` is a generator of StepReports. No trainer class, no callbacks.
+
+    state = TrainState.fresh(model, optim, total_steps=plan.num_steps)
+    for report in fit(state, plan, SimPO(beta=2.0, gamma_beta_ratio=0.5)):
+        ...                       # print it, report it to Ray, save_checkpoint(...), or break
+
+Ray, the command line and the tests are consumers of this one iterator. Inside a torch.distributed process group that
+somebody else made, every rank runs the same loop on its share of each step's micro-batches; gradients are summed.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from simpo.config import Method, OptimConfig
+from simpo.errors import ConfigError, NonFiniteStep
+from simpo.objectives import Loss, loss_and_sum_gradients, objective_of
+from simpo.optim import adamw, learning_rate
+from simpo.packing import MicroBatch, PackedPlan
+from simpo.reference import Reference
+from simpo.scores import head_with_gradient, hidden_rows, scores_of
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimiser step did. Means run over the pairs of the global batch."""
+
+    step: int
+    """Steps done, counting from 1."""
+    loss: float
+    accuracy: float
+    """Share of pairs with chosen reward > rejected reward, strict, without the margin gamma."""
+    margin: float
+    """Mean of chosen minus rejected reward, without gamma."""
+    chosen_logp: float
+    """Mean over pairs of a_w, nats per token."""
+    rejected_logp: float
+    """Mean over pairs of a_l, nats per token."""
+    grad_norm: float
+    """Global norm before clipping."""
+    learning_rate: float
+    tokens: int
+    """Unique tokens that this worker computed."""
+    seconds: float
+    """Wall time of the step on this worker."""
+
+    def metrics(self) -> dict[str, float]:
+        """Every field as a plain number, for a table or a journal."""
+        return {key: float(value) for key, value in dataclasses.asdict(self).items()}
+
+
+@dataclass
+class TrainState:
+    """All that a run needs to go on: the model, float32 weights and optimiser moments, the step."""
+
+    model: Any
+    weights: list[nn.Parameter]
+    """Float32 weights that the optimiser moves: the model's own, or masters of a bfloat16 model."""
+    optimizer: torch.optim.AdamW
+    optim: OptimConfig
+    total_steps: int
+    step: int = 0
+    """Steps done."""
+
+    @classmethod
+    def fresh(cls, model: Any, optim: OptimConfig, total_steps: int) -> "TrainState":
+        """A run that has not begun. A model in bfloat16 gets float32 masters; its forward stays in bfloat16."""
+        own = list(model.parameters())
+        weights = own if model.dtype == torch.float32 else [nn.Parameter(p.detach().float()) for p in own]
+        return cls(model, weights, adamw(weights, optim), optim, total_steps)
+
+    def named_weights(self) -> dict[str, nn.Parameter]:
+        """The float32 weights under the model's names."""
+        return dict(zip((name for name, _ in self.model.named_parameters()), self.weights, strict=True))
+
+    def publish(self) -> None:
+        """Copy the float32 masters into a lower-precision model after a step."""
+        for parameter, weight in zip(self.model.parameters(), self.weights, strict=True):
+            if parameter is not weight:
+                parameter.data.copy_(weight.data)
+
+
+def fit(
+    state: TrainState,
+    plan: PackedPlan,
+    method: Method,
+    *,
+    reference: Reference | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Iterator[StepReport]:
+    """Run from `state.step` to `state.total_steps`, one StepReport an optimiser step; `state` is moved in place.
+
+    `stop` is asked before each step. Raises ConfigError for a plan or reference that does not fit, NonFiniteStep before
+    weights would move on a loss or gradient that is not finite.
+    """
+    needs_reference = objective_of(method).needs_reference
+    if needs_reference and reference is None:
+        raise ConfigError(f"{method.name} needs one: make it with reference_of()", "reference")
+    if state.total_steps > plan.num_steps:
+        raise ConfigError(f"is {state.total_steps}, the plan covers only {plan.num_steps}: make a longer plan", "steps")
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    while state.step < state.total_steps and not (stop is not None and stop()):
+        started = time.perf_counter()
+        batches = plan.step(state.step, rank=rank, world_size=world_size)
+        sums = torch.zeros(len(_MEANS), dtype=torch.float64)
+        mean_chosen_len = plan.chosen_tokens(state.step) / plan.batch_pairs
+        for parameter in (*state.weights, *state.model.parameters()):
+            parameter.grad = None
+        for batch in batches:
+            loss, sums_2B = _accumulate(
+                state, batch, method, plan.batch_pairs, mean_chosen_len, reference if needs_reference else None
+            )
+            sums += _batch_sums(loss, sums_2B, batch)
+        if world_size > 1:
+            _sum_over_workers(state.weights, sums)
+        means = dict(zip(_MEANS, (sums / plan.batch_pairs).tolist(), strict=True))
+        rate = learning_rate(state.optim, state.step, state.total_steps)
+        grad_norm = _move(state, means["loss"], rate)
+        state.step += 1
+        yield StepReport(
+            step=state.step,
+            grad_norm=grad_norm,
+            learning_rate=rate,
+            tokens=sum(batch.num_tokens for batch in batches),
+            seconds=time.perf_counter() - started,
+            **means,
+        )
+
+
+_MEANS = ("loss", "accuracy", "margin", "chosen_logp", "rejected_logp")
+
+
+def _accumulate(
+    state: TrainState,
+    batch: MicroBatch,
+    method: Method,
+    global_pairs: int,
+    mean_chosen_len: float,
+    reference: Reference | None,
+) -> tuple[Loss, Tensor]:
+    """Forward and backward of one micro-batch: its share of the gradient of the mean over the global batch."""
+    model = state.model
+    head = model.get_output_embeddings().weight
+    hidden_Sh = hidden_rows(model, batch)
+    reference_2B = None if reference is None else reference.sums_of(batch.pair_ids)
+    losses: list[Loss] = []
+
+    def coefficients(sums_2b: Tensor, pairs: Sequence[int]) -> Tensor:
+        part = slice(2 * pairs[0], 2 * pairs[-1] + 2)
+        scores = scores_of(
+            sums_2b,
+            dataclasses.replace(batch, lengths_2B=batch.lengths_2B[part]),
+            mean_chosen_len=mean_chosen_len,
+            reference_2B=None if reference_2B is None else reference_2B[part],
+        )
+        loss, chosen_B, rejected_B = loss_and_sum_gradients(scores, method)
+        losses.append(loss)
+        return torch.stack((chosen_B, rejected_B), dim=1).reshape(-1) / global_pairs
+
+    with torch.no_grad():
+        grad_head_Vh = torch.zeros_like(head, dtype=torch.float32) if head.requires_grad else None
+        sums_2B, grad_Sh = head_with_gradient(hidden_Sh.detach(), head, batch, coefficients, grad_head_Vh)
+    hidden_Sh.backward(grad_Sh)  # type: ignore[no-untyped-call]
+    _collect(state, head, grad_head_Vh)
+    merged = Loss(*(torch.cat(parts) for parts in zip(*map(_fields, losses), strict=True)))
+    return merged, sums_2B
+
+
+def _fields(loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+    return loss.per_pair_B, loss.chosen_reward_B, loss.rejected_reward_B
+
+
+def _collect(state: TrainState, head: Tensor, grad_head_Vh: Tensor | None) -> None:
+    """Add the head's gradient, and move a bfloat16 model's gradients into its float32 masters."""
+    for parameter, weight in zip(state.model.parameters(), state.weights, strict=True):
+        if parameter is head and grad_head_Vh is not None:
+            if weight.grad is None:
+                weight.grad = grad_head_Vh
+            else:
+                weight.grad += grad_head_Vh
+        if parameter is not weight and parameter.grad is not None:
+            weight.grad = parameter.grad.float() if weight.grad is None else weight.grad.add_(parameter.grad)
+            parameter.grad = None
+
+
+def _batch_sums(loss: Loss, sums_2B: Tensor, batch: MicroBatch) -> Tensor:
+    """Sums over the micro-batch's pairs, in the order of _MEANS. An absent rejected side counts 0."""
+    margin_B = loss.chosen_reward_B - loss.rejected_reward_B
+    mean_2B = sums_2B / batch.lengths_2B.clamp(min=1)
+    parts = (loss.per_pair_B, (margin_B > 0).float(), margin_B, mean_2B[0::2], mean_2B[1::2])
+    return torch.stack([part.double().sum() for part in parts]).cpu()
+
+
+def _sum_over_workers(weights: list[nn.Parameter], sums: Tensor) -> None:
+    """All-reduce gradients in one flat buffer, and the report's sums. A worker without micro-batches adds zeros."""
+    grads = [w.grad if w.grad is not None else torch.zeros_like(w) for w in weights if w.requires_grad]
+    flat = torch.cat([grad.reshape(-1) for grad in grads])
+    dist.all_reduce(flat)
+    dist.all_reduce(sums)
+    parts = torch.split(flat, [grad.numel() for grad in grads])
+    for weight, part in zip((w for w in weights if w.requires_grad), parts, strict=True):
+        weight.grad = part.view_as(weight)
+
+
+def _move(state: TrainState, loss: float, rate: float) -> float:
+    """Check, clip, step, publish. Returns the gradient norm before clipping."""
+    if not math.isfinite(loss):
+        raise NonFiniteStep(state.step + 1, "the loss")
+    grad_norm = float(nn.utils.clip_grad_norm_(state.weights, state.optim.max_grad_norm))
+    if not math.isfinite(grad_norm):
+        raise NonFiniteStep(state.step + 1, "the gradient norm")
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.step()
+    state.publish()
+    return grad_norm
