@@ -49,6 +49,8 @@ def _fault(item: dict[str, Any]) -> tuple[str, str]:
         message = "is required"
     elif item["type"] not in ("axis_type", "extra_forbidden"):
         given = item.get("input")
-        message = message.replace("Input should be", "must be").replace("valid dictionary or instance of", "a mapping like")
+        message = message.replace("Input should be", "must be").replace(
+            "a valid dictionary or instance of", "a mapping like"
+        )
         message += f", not {given!r}" if isinstance(given, str | int | float) else ""
     return ".".join(part for part in place if part), message

@@ -12,6 +12,7 @@ Ray jobs write here, the service reads here; neither ever opens the other's stor
 beside its place, flushed to disk, then renamed.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -85,10 +86,15 @@ class RunDir:
             raise RunDirError("spec.json does not hold a mapping", str(self.root))
         return values
 
-    def attempts(self) -> list[int]:
-        """The numbers of all claimed attempts, rising."""
+    def attempts(self) -> list["Attempt"]:
+        """All claimed attempts, by rising number."""
         claims = self.root.glob("attempts/*/claim.json")
-        return sorted(int(path.parent.name) for path in claims if path.parent.name.isdecimal())
+        numbers = sorted(int(path.parent.name) for path in claims if path.parent.name.isdecimal())
+        return [Attempt(self, number) for number in numbers]
+
+    def highest(self) -> int:
+        """The highest claimed number, 0 before the first claim."""
+        return max((attempt.number for attempt in self.attempts()), default=0)
 
     def attempt(self, number: int) -> "Attempt":
         """An attempt to read from; whether it was claimed is not checked."""
@@ -98,7 +104,7 @@ class RunDir:
         """Take an attempt's number for this process. Raises AttemptClaimed when it, or a higher one, is taken."""
         if number < 1:
             raise RunDirError("attempts count from 1", "attempt")
-        highest = max(self.attempts(), default=0)
+        highest = self.highest()
         if highest > number:
             raise AttemptClaimed(f"attempt {highest} has superseded attempt {number} in {self.root}", "attempt")
         attempt = Attempt(self, number)
@@ -113,7 +119,7 @@ class RunDir:
 
     def claim_next(self) -> "Attempt":
         """Take the lowest number above all claims."""
-        return self.claim(max(self.attempts(), default=0) + 1)
+        return self.claim(self.highest() + 1)
 
 
 class Attempt:
@@ -168,7 +174,7 @@ class Attempt:
 
     def superseded(self) -> bool:
         """Whether a higher attempt was claimed: this one must stop."""
-        return max(self.run.attempts(), default=0) > self.number
+        return self.run.highest() > self.number
 
     def publish_result(self, result: Mapping[str, Any]) -> None:
         """Make the attempt a success, once. Raises AttemptClaimed when it was superseded or has a result."""
@@ -231,8 +237,10 @@ def _now() -> str:
 
 
 def _write_whole(path: Path, text: str, *, exclusive: bool = False, durable: bool = True) -> None:
-    """All of the text or nothing at `path`. Raises FileExistsError when exclusive and there; RunDirError on no space,
-    no permission and the like."""
+    """All of the text or nothing at `path`.
+
+    Raises FileExistsError when exclusive and there; RunDirError on no space, no permission and the like.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,17 +251,17 @@ def _write_whole(path: Path, text: str, *, exclusive: bool = False, durable: boo
                 os.fsync(file.fileno())
         if exclusive:
             os.link(temporary, path)  # rename would replace; link refuses what exists
-            temporary.unlink()
         else:
             temporary.replace(path)
         if durable:
             _sync_directory(path.parent)
     except FileExistsError:
-        temporary.unlink(missing_ok=True)
         raise
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunDirError(f"cannot be written ({error.strerror}): check space and permissions", str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _sync_directory(path: Path) -> None:
