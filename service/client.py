@@ -15,11 +15,11 @@ import httpx
 
 from service.client_errors import ApiError, ServiceUnreachable, WaitTimeout, error_from_response
 from service.sse import ServerSentEvent, read_sse
+from service.states import TERMINAL
 
 Json = dict[str, Any]
 Kind = Literal["sweeps", "runs", "deployments"]
 
-TERMINAL_STATES = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
 _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 _HEARTBEAT_S = 15.0  # the service sends a comment at least this often on an open event stream
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -186,7 +186,7 @@ class Client:
         kind: Kind,
         id: str,
         *,
-        until: frozenset[str] = TERMINAL_STATES,
+        until: frozenset[str] = TERMINAL,
         timeout_s: float = 600.0,
         poll_s: float = 1.0,
     ) -> Resource:
