@@ -326,12 +326,17 @@ def load_spec(path: str | Path) -> SweepSpec:
     """A spec from a .yaml, .yml or .json file. Raises SpecError: no file, malformed text (with the line), faults."""
     path = Path(path)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml)
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError((("", f"cannot read the spec file ({error.strerror}): check the path"),), str(path)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError((("", f"not valid YAML or JSON: {' '.join(str(error).split())}"),), str(path)) from error
     return parse_spec(values, source=str(path))
+
+
+def read_yaml(text: str) -> Any:
+    """Values of a YAML or JSON document; 2e-5 is a number. Raises yaml.YAMLError, whose text has the line."""
+    return yaml.load(text, Loader=_Yaml)
 
 
 def _fill_task_defaults(values: Mapping[str, Any], cls: type[_Job]) -> dict[str, Any]:
