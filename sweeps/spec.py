@@ -223,7 +223,7 @@ class SweepSpec(_Job):
     method: str = "simpo"
     space: dict[str, Axis] = Field(default_factory=dict)
     presets: Literal["none", "paper"] = "none"
-    """paper: the authors' released settings are tried first."""
+    """paper: the authors' released settings are tried first; a value of theirs outside the space is sampled instead."""
     sampler: Annotated[Annotated[Tpe | RandomSearch, Field(discriminator="type")], _shorthand("type")] = Tpe(type="tpe")
     scheduler: Annotated[Annotated[Asha | NoScheduler, Field(discriminator="type")], _shorthand("type")] = Asha(
         type="asha"

@@ -1,0 +1,87 @@
+"""What a sweep may cost: trials, steps, rungs, wall clock. A plan needs no Ray, no data and no model. Light."""
+
+import time
+from dataclasses import dataclass
+
+from sweeps.spec import Asha, SweepSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetPlan:
+    """The counts that follow from a spec alone."""
+
+    trials: int
+    """Most trials that will start."""
+    steps: int
+    """Optimiser steps of a trial at full budget."""
+    rung_steps: tuple[int, ...]
+    """Steps at which a trial is compared with its predecessors, rising, all below `steps`."""
+    window: int
+    """Trial i is asked when trials 0 to i - window have been told."""
+    most_steps: int
+    """Optimiser steps if nothing is stopped early."""
+    likely_steps: int
+    """Optimiser steps if the comparisons let the best 1/reduction_factor through from the start."""
+    wall_clock_s: float | None
+    """Hard stop of the search, seconds."""
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON form, for a dry run."""
+        return {**vars(self), "rung_steps": list(self.rung_steps)}
+
+
+def plan_budget(spec: SweepSpec) -> BudgetPlan:
+    """The plan of a valid spec."""
+    steps, trials = spec.budget.steps, spec.budget.trials
+    rungs: tuple[int, ...] = ()
+    likely = float(trials * steps)
+    if isinstance(spec.scheduler, Asha):
+        rungs = tuple(round(share * steps) for share in spec.scheduler.rungs)
+        ends = [*rungs, steps]
+        starts = [0, *rungs]
+        alive = [spec.scheduler.reduction_factor**-level for level in range(len(ends))]
+        likely = trials * sum(share * (end - start) for share, start, end in zip(alive, starts, ends, strict=True))
+    return BudgetPlan(
+        trials=trials,
+        steps=steps,
+        rung_steps=rungs,
+        # Twice the trials at once: while one slow trial is held back, the others still find work.
+        window=2 * spec.parallel.trials,
+        most_steps=trials * steps,
+        likely_steps=round(likely),
+        wall_clock_s=spec.budget.wall_clock_s,
+    )
+
+
+class WallClock:
+    """Seconds by phase, and the moment after which the search must stop."""
+
+    def __init__(self, limit_s: float | None) -> None:
+        self.limit_s = limit_s
+        self.seconds: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    @property
+    def deadline(self) -> float | None:
+        """Unix seconds, for other processes of the machine; None without a limit."""
+        return None if self.limit_s is None else time.time() + self.left_s()
+
+    def left_s(self) -> float:
+        """Seconds left of the limit; infinite without one."""
+        return float("inf") if self.limit_s is None else self.limit_s - (time.monotonic() - self._began)
+
+    def enter(self, phase: str) -> "_Phase":
+        """A context that adds its duration to `seconds[phase]`."""
+        return _Phase(self.seconds, phase)
+
+
+class _Phase:
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self._seconds = seconds
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *exception: object) -> None:
+        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + time.monotonic() - self._began
