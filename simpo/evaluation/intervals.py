@@ -1,0 +1,77 @@
+"""An estimate and its 95 % interval. Every figure that is reported about a model has this form."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.special import stdtrit
+
+from simpo.errors import DataError
+
+Z = statistics.NormalDist().inv_cdf(0.975)
+"""1.96: half the width of a 95 % interval in standard errors."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    """Observations that the figure rests on."""
+    missing: int = 0
+    """Observations that were wanted but could not be had; they count for neither side."""
+
+    def as_dict(self) -> dict[str, float | int]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        text = f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n}"
+        return f"{text}, {self.missing} missing)" if self.missing else f"{text})"
+
+
+def share_interval(successes: int, n: int) -> Estimate:
+    """A share of yes/no observations, with Wilson's score interval (Wilson 1927; Brown, Cai, DasGupta 2001).
+
+    It keeps its coverage at shares near 0 and 1, where the usual p +- 1.96 s.e. collapses to a point.
+    """
+    if n < 1:
+        raise DataError("a share of no observations is not a number: evaluate at least one")
+    share, z2 = successes / n, Z * Z
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    # At the ends the bound equals the share exactly; rounding must not put the estimate outside.
+    return Estimate(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)), n)
+
+
+def mean_interval(values: Sequence[float]) -> Estimate:
+    """A mean of real values, with Student's t interval (Student 1908)."""
+    n = len(values)
+    if n < 2:
+        raise DataError(f"the spread of {n} observations is not known: evaluate at least two")
+    mean = math.fsum(values) / n
+    half = float(stdtrit(n - 1, 0.975)) * statistics.stdev(values, mean) / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def paired_share_interval(wins: int, ties: int, losses: int) -> Estimate:
+    """The share of wins with ties counted half, over paired comparisons.
+
+    wins/n - losses/n is a difference of matched proportions, and the share is 1/2 + half of it. Interval: Agresti and
+    Min (2005, Stat. Med. 24:729), the Wald interval after adding 1/2 to each cell of the matched 2x2 table (so 1/2 to
+    wins, 1/2 to losses, 1 to ties). Ties narrow it, as they should; all ties or all wins do not collapse it to a point.
+    The estimate itself is the plain share.
+    """
+    n = wins + ties + losses
+    if n < 1:
+        raise DataError("a win rate of no comparison is not a number: judge at least one")
+    more, fewer, total = wins + 0.5, losses + 0.5, n + 2
+    difference = (more - fewer) / total
+    error = math.sqrt(more + fewer - (more - fewer) ** 2 / total) / total
+    low, high = (0.5 + (difference + sign * Z * error) / 2 for sign in (-1, 1))
+    return Estimate((wins + ties / 2) / n, max(0.0, low), min(1.0, high), n)
