@@ -114,7 +114,7 @@ def fit(
         for parameter in (*state.weights, *state.model.parameters()):
             parameter.grad = None
         for batch in batches:
-            loss, sums_2B = _accumulate(
+            loss, sums_2B = accumulate(
                 state, batch, method, plan.batch_pairs, mean_chosen_len, reference if needs_reference else None
             )
             sums += _batch_sums(loss, sums_2B, batch)
@@ -137,7 +137,7 @@ def fit(
 _MEANS = ("loss", "accuracy", "margin", "chosen_logp", "rejected_logp")
 
 
-def _accumulate(
+def accumulate(
     state: TrainState,
     batch: MicroBatch,
     method: Method,

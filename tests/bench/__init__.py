@@ -1,0 +1,1 @@
+"""Benchmarks against their baselines: `make bench`, or `python -m tests.bench --help`."""
