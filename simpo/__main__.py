@@ -1,0 +1,206 @@
+"""`python -m simpo`: train, evaluate or generate on one machine, no Ray, no service.
+
+    python -m simpo train --model DIR --data pairs.jsonl --out runs/a --method simpo --set beta=2.5 --learning-rate 5e-7
+    python -m simpo evaluate --model runs/a/final --data held_out.jsonl
+    python -m simpo generate --model runs/a/final --prompt "Name three primes."
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers.utils import logging as transformers_logging
+
+from simpo.checkpoint import newest_valid, restore, save_checkpoint
+from simpo.config import METHODS, Method, OptimConfig, TokenPolicy, TrainConfig, method_from_dict, method_to_dict
+from simpo.errors import ConfigError, DataError, NonFiniteStep, SimPOError
+from simpo.evaluation.preference import PreferenceReport, preference_accuracy
+from simpo.fit import TrainState, fit
+from simpo.generate import generate
+from simpo.model import load_model, load_tokenizer
+from simpo.objectives import objective_of
+from simpo.packing import PairStore, TokenPair, build_plan
+from simpo.records import load_preferences
+from simpo.reference import reference_of
+from simpo.scores import score_pairs
+from simpo.tokenize import encode_prompt, stop_token_ids, tokenize_preferences
+
+console = Console(stderr=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; exit code 0, 1 when training broke off, 2 for a user's mistake."""
+    args = _parser().parse_args(argv)
+    transformers_logging.disable_progress_bar()
+    try:
+        args.run(args)
+    except SimPOError as error:
+        console.print(f"[red]{type(error).__name__}[/red] {error}", highlight=False)
+        return 2
+    except NonFiniteStep as error:
+        console.print(f"[red]stopped[/red] {error}", highlight=False)
+        return 1
+    return 0
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train one model with one method, checkpoint it, and report held-out accuracy when --eval-data is given."""
+    method = _method(args.method, args.set)
+    optim = OptimConfig(learning_rate=args.learning_rate, schedule=args.schedule)
+    config = TrainConfig(
+        steps=args.steps,
+        batch_pairs=args.batch_pairs,
+        token_budget=args.token_budget,
+        dtype=args.dtype,
+        seed=args.seed,
+    )
+    policy = TokenPolicy(max_length=args.max_length)
+    tokenizer = load_tokenizer(args.model)
+    pairs = _pairs(args.data, tokenizer, policy)
+    held_out = _pairs(args.eval_data, tokenizer, policy) if args.eval_data else None
+    plan = build_plan(
+        pairs,
+        batch_pairs=config.batch_pairs,
+        steps=config.steps,
+        token_budget=config.token_budget,
+        seed=config.seed,
+        chosen_only=objective_of(method).chosen_only,
+    )
+    model = load_model(args.model, dtype=config.dtype)
+    reference = reference_of(model, plan.pairs, config.token_budget) if method.needs_reference else None
+    resumed = newest_valid(args.out) if args.resume else None
+    state = (
+        restore(resumed, model, optim, config.steps) if resumed else TrainState.fresh(model, optim, config.steps)
+    )
+    recipe = {
+        "method": method_to_dict(method),
+        "learning_rate": optim.learning_rate,
+        "tokens": {"max_length": policy.max_length, "count_assistant_header": policy.count_assistant_header},
+    }
+    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task("", total=config.steps, completed=state.step)
+        for report in fit(state, plan, method, reference=reference):
+            line = f"loss {report.loss:.4f}  margin {report.margin:+.3f}  accuracy {report.accuracy:.2f}"
+            progress.update(task, completed=report.step, description=line)
+            print(json.dumps(report.metrics()))
+            if report.step % args.checkpoint_every == 0 and report.step < config.steps:
+                save_checkpoint(
+                    args.out / f"step-{report.step}", model=model, tokenizer=tokenizer, state=state, manifest=recipe
+                )
+    save_checkpoint(args.out / "final", model=model, tokenizer=tokenizer, state=state, manifest=recipe)
+    console.print(f"checkpoint: {args.out / 'final'}", highlight=False)
+    if held_out is not None:
+        _print_accuracy(_accuracy(model, held_out, config.token_budget))
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Held-out preference accuracy of a model, with a 95 % interval."""
+    tokenizer = load_tokenizer(args.model)
+    pairs = _pairs(args.data, tokenizer, TokenPolicy(max_length=args.max_length))
+    report = _accuracy(load_model(args.model), pairs, args.token_budget)
+    print(json.dumps({"accuracy": report.accuracy.as_dict(), "margin": report.margin.as_dict()}))
+    _print_accuracy(report)
+
+
+def answer(args: argparse.Namespace) -> None:
+    """Answer prompts given on the command line, one JSON object each."""
+    tokenizer, policy = load_tokenizer(args.model), TokenPolicy(max_length=args.max_length)
+    turns = [[{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt for prompt in args.prompt]
+    answers = generate(
+        load_model(args.model),
+        tokenizer,
+        [encode_prompt(turn, tokenizer, policy) for turn in turns],
+        max_new_tokens=args.max_new_tokens,
+        stop_ids=stop_token_ids(tokenizer, policy),
+        temperature=args.temperature,
+        seed=args.seed,
+    )
+    for prompt, given in zip(args.prompt, answers, strict=True):
+        print(json.dumps({"prompt": prompt, "answer": given.text, "finish_reason": given.finish_reason}))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m simpo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("train", help="train one model with one method", description=train.__doc__)
+    command.set_defaults(run=train)
+    _model_and_data(command)
+    command.add_argument("--out", type=Path, required=True, help="where checkpoints go: step-N/ and final/")
+    command.add_argument("--method", default="simpo", help=f"one of {', '.join(sorted(METHODS))} (default: simpo)")
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="hyperparameter; repeatable")
+    command.add_argument("--learning-rate", type=float, required=True, help="matters most; 3e-7 to 1e-6 for 7B models")
+    command.add_argument("--schedule", default="cosine", help="cosine (the paper's), wsd or constant")
+    command.add_argument("--steps", type=int, required=True)
+    command.add_argument("--batch-pairs", type=int, default=128, help="pairs a step (default: 128, the paper's)")
+    command.add_argument("--dtype", default="float32", help="float32 or bfloat16 (float32 masters either way)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--eval-data", help="held-out preferences to report accuracy on")
+    command.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS")
+    command.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint in --out")
+
+    command = commands.add_parser("evaluate", help="held-out preference accuracy", description=evaluate.__doc__)
+    command.set_defaults(run=evaluate)
+    _model_and_data(command)
+
+    command = commands.add_parser("generate", help="answer prompts", description=answer.__doc__)
+    command.set_defaults(run=answer)
+    command.add_argument("--model", required=True, help="directory or hub id")
+    command.add_argument("--prompt", action="append", required=True, help="repeatable")
+    command.add_argument("--max-new-tokens", type=int, default=256)
+    command.add_argument("--max-length", type=int, default=1024, help="longest prompt in tokens")
+    command.add_argument("--temperature", type=float, default=0.7, help="0 is greedy")
+    command.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def _model_and_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", required=True, help="directory or hub id of the model to start from")
+    command.add_argument("--data", required=True, help="preferences: jsonl, jsonl.gz, parquet, a directory or hub id")
+    command.add_argument("--max-length", type=int, default=1024, help="longest prompt + response; longer ones drop")
+    command.add_argument("--token-budget", type=int, default=16384, help="unique tokens of one packed micro-batch")
+
+
+def _method(name: str, settings: Sequence[str]) -> Method:
+    values: dict[str, Any] = {"name": name}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"{setting!r} is not NAME=VALUE", "--set")
+        try:
+            values[key] = json.loads(text)
+        except ValueError:
+            values[key] = text
+    return method_from_dict(values)
+
+
+def _pairs(source: str, tokenizer: Any, policy: TokenPolicy) -> list[TokenPair]:
+    records = load_preferences(source)
+    tokenized = tokenize_preferences(records, tokenizer, policy)
+    dropped = dict(records.dropped)
+    for reason, count in tokenized.dropped.items():
+        dropped[reason] = dropped.get(reason, 0) + count
+    console.print(f"{source}: {len(tokenized.pairs)} pairs; dropped: {dropped or 'none'}", highlight=False)
+    if not tokenized.pairs:
+        raise DataError("no usable pairs are left", source)
+    return tokenized.pairs
+
+
+def _accuracy(model: Any, pairs: Sequence[TokenPair], token_budget: int) -> PreferenceReport:
+    return preference_accuracy(score_pairs(model, PairStore.of(pairs).evaluation_batches(token_budget)))
+
+
+def _print_accuracy(report: PreferenceReport) -> None:
+    console.print(f"held-out preference accuracy: {report.accuracy}", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
