@@ -1,0 +1,239 @@
+"""What we promise of our own manifests beyond what Kubernetes asks: one check per promise in k8s/README.md.
+
+Each check takes rendered objects and answers sentences that name the object and the fault. `CHECKS` lists them; each
+has a failing example in `test_checklist.py`.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from tests.k8s.lints import matches, quantity
+from tests.k8s.manifests import PodView, name_of, pods, ray_clusters
+
+Json = dict[str, Any]
+Check = Callable[[list[Json]], Iterator[str]]
+
+METADATA_ADDRESS = "169.254.169.254"  # where clouds hand out credentials to whoever asks
+OBJECT_STORE_SHARE = 0.3  # of a Ray node's memory, in /dev/shm
+_SECRET_NAME = re.compile(r"TOKEN|PASSWORD|SECRET|CREDENTIAL|API_?KEY|DATABASE_URL")
+_URL_WITH_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
+_ALPHA_FIELDS = ("tlsOptions", "networkPolicy", "historyServerOptions")
+_LABELS = ("app.kubernetes.io/name", "app.kubernetes.io/part-of")
+
+
+def fixed_memory(objects: list[Json]) -> Iterator[str]:
+    """Memory requests equal limits (no pod is killed for a neighbour's appetite); ephemeral storage is bounded."""
+    for view in pods(objects):
+        for container in view.containers():
+            resources = container.get("resources") or {}
+            requests, limits = resources.get("requests") or {}, resources.get("limits") or {}
+            if "memory" not in limits or requests.get("memory") != limits.get("memory"):
+                yield f"{view.owner} {container['name']}: the memory request must equal the memory limit"
+            if "ephemeral-storage" not in requests or "ephemeral-storage" not in limits:
+                yield f"{view.owner} {container['name']}: ephemeral-storage must be requested and limited"
+            if "cpu" not in requests:
+                yield f"{view.owner} {container['name']}: cpu must be requested"
+
+
+def read_only_root(objects: list[Json]) -> Iterator[str]:
+    """Containers that are not Ray's cannot write their own image; /tmp is an emptyDir with a limit."""
+    for view in pods(objects):
+        for container in [] if view.is_ray else list(view.containers()):
+            if not (container.get("securityContext") or {}).get("readOnlyRootFilesystem"):
+                yield f"{view.owner} {container['name']}: readOnlyRootFilesystem must be true"
+            if "sizeLimit" not in (_empty_dir(view, container, "/tmp") or {}):
+                yield f"{view.owner} {container['name']}: needs an emptyDir with a sizeLimit at /tmp"
+
+
+def ray_scratch(objects: list[Json]) -> Iterator[str]:
+    """Ray's /dev/shm holds its object store and fits into the memory limit; /tmp/ray is bounded."""
+    for view in pods(objects):
+        for container in view.containers() if view.is_ray else ():
+            where = f"{view.owner} {container['name']}"
+            shm, tmp = _empty_dir(view, container, "/dev/shm"), _empty_dir(view, container, "/tmp/ray")
+            limit = quantity(container["resources"]["limits"]["memory"])
+            if not shm or shm.get("medium") != "Memory" or "sizeLimit" not in shm:
+                yield f"{where}: needs a memory emptyDir with a sizeLimit at /dev/shm"
+            elif not OBJECT_STORE_SHARE * float(limit) <= float(quantity(shm["sizeLimit"])) < float(limit):
+                yield f"{where}: /dev/shm must hold 30 % of the memory limit and less than all of it"
+            if not tmp or "sizeLimit" not in tmp:
+                yield f"{where}: needs an emptyDir with a sizeLimit at /tmp/ray"
+
+
+def idle_heads(objects: list[Json]) -> Iterator[str]:
+    """No task or actor is scheduled on a Ray head."""
+    for name, cluster in ray_clusters(objects):
+        if cluster["headGroupSpec"].get("rayStartParams", {}).get("num-cpus") != "0":
+            yield f'{name}: headGroupSpec.rayStartParams.num-cpus must be "0"'
+
+
+def time_to_stop(objects: list[Json]) -> Iterator[str]:
+    """Ray's pods get a minute or more to stop, and are told to."""
+    for view in pods(objects):
+        if not view.is_ray:
+            continue
+        if view.spec.get("terminationGracePeriodSeconds", 30) < 60:
+            yield f"{view.owner}: terminationGracePeriodSeconds must be at least 60"
+        if not all("preStop" in (container.get("lifecycle") or {}) for container in view.spec["containers"]):
+            yield f"{view.owner}: needs a preStop hook"
+
+
+def disruption_budgets(objects: list[Json]) -> Iterator[str]:
+    """Ray heads and the API have a budget; budgets of pods that an operator owns use an integer minAvailable."""
+    budgets = [thing for thing in objects if thing["kind"] == "PodDisruptionBudget"]
+    for view in pods(objects):
+        own = [budget for budget in budgets if matches(budget["spec"]["selector"], view.labels)]
+        head = view.labels.get("ray.io/node-type") == "head"
+        if not own and (head or view.labels.get("app.kubernetes.io/component") == "api"):
+            yield f"{view.owner}: needs a PodDisruptionBudget"
+        if len(own) > 1:
+            yield f"{view.owner}: has {len(own)} PodDisruptionBudgets, so evictions fail"
+        for budget in own if view.is_ray else ():
+            if not isinstance(budget["spec"].get("minAvailable"), int):
+                yield f"{name_of(budget)}: pods of a Ray cluster need an integer minAvailable (it has no scale)"
+
+
+def no_cluster_identity(objects: list[Json]) -> Iterator[str]:
+    """No pod gets a Kubernetes token, each kind has its own ServiceAccount, and nothing is bound to a role."""
+    for thing in objects:
+        if thing["kind"] == "ServiceAccount" and thing.get("automountServiceAccountToken") is not False:
+            yield f"{name_of(thing)}: automountServiceAccountToken must be false"
+        if thing["kind"] in ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"):
+            yield f"{name_of(thing)}: nothing here may use the Kubernetes API"
+    for view in pods(objects):
+        if view.spec.get("automountServiceAccountToken") is not False:
+            yield f"{view.owner}: automountServiceAccountToken must be false"
+        if view.spec.get("serviceAccountName", "default") == "default":
+            yield f"{view.owner}: needs a ServiceAccount of its own"
+        if view.spec.get("enableServiceLinks") is not False:
+            yield f"{view.owner}: enableServiceLinks must be false (it adds SIMPO_..._PORT variables)"
+
+
+def default_deny(objects: list[Json]) -> Iterator[str]:
+    """A NetworkPolicy closes every pod in both directions; the metadata address is in no rule."""
+    policies = [thing for thing in objects if thing["kind"] == "NetworkPolicy"]
+    closing = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    if not any(policy["spec"] == closing for policy in policies):
+        yield "(all): needs a NetworkPolicy that selects every pod and allows nothing"
+    for policy in policies:
+        rules = [*(policy["spec"].get("egress") or []), *(policy["spec"].get("ingress") or [])]
+        for peer in [peer for rule in rules for peer in [*(rule.get("to") or []), *(rule.get("from") or [])]]:
+            block = peer.get("ipBlock")
+            if block and _contains(block["cidr"]) and not any(_contains(hole) for hole in block.get("except") or []):
+                yield f"{name_of(policy)}: ipBlock {block['cidr']} must except {METADATA_ADDRESS}/32"
+        for rule in policy["spec"].get("egress") or []:
+            if not rule.get("to"):
+                yield f"{name_of(policy)}: an egress rule without `to` allows every address"
+
+
+def ray_token(objects: list[Json]) -> Iterator[str]:
+    """Every Ray cluster asks for a token, from a Secret that we name."""
+    for name, cluster in ray_clusters(objects):
+        options = cluster.get("authOptions") or {}
+        if options.get("mode") != "token" or not options.get("secretName"):
+            yield f"{name}: authOptions must be mode token with a secretName"
+
+
+def no_secret_values(objects: list[Json]) -> Iterator[str]:
+    """Secrets by reference only: no Secret object, no literal variable, nothing in a ConfigMap or annotation."""
+    for thing in objects:
+        if thing["kind"] == "Secret":
+            yield f"{name_of(thing)}: Secrets are made by hand, not rendered"
+        for source in (thing.get("data") or {}, thing["metadata"].get("annotations") or {}):
+            for key, value in source.items() if thing["kind"] != "Secret" else ():
+                if _SECRET_NAME.search(key.upper()) or _URL_WITH_PASSWORD.search(str(value)):
+                    yield f"{name_of(thing)}: {key} belongs in a Secret"
+    for view in pods(objects):
+        for container, entry in view.environment():
+            literal = str(entry.get("value", ""))
+            if literal and (_SECRET_NAME.search(entry["name"]) or _URL_WITH_PASSWORD.search(literal)):
+                yield f"{view.owner} {container}: {entry['name']} must come from a Secret"
+
+
+def pinned_images(objects: list[Json]) -> Iterator[str]:
+    """Every image has a tag or a digest, and the tag does not move."""
+    for view in pods(objects):
+        for container in view.containers():
+            name, _, digest = container["image"].partition("@")
+            tag = name.rpartition("/")[2].partition(":")[2]
+            if not digest and (not tag or tag in ("latest", "nightly", "master", "main")):
+                yield f"{view.owner} {container['name']}: {container['image']} needs a digest or a fixed tag"
+
+
+def probes(objects: list[Json]) -> Iterator[str]:
+    """Long-running containers of ours have a liveness and a readiness probe that ask different questions."""
+    for view in pods(objects):
+        if view.is_ray or view.owner.startswith("Job/"):  # KubeRay adds its own to Ray's containers
+            continue
+        for container in view.spec["containers"]:
+            found = [container.get(key) for key in ("livenessProbe", "readinessProbe")]
+            asked = [{key: p.get(key) for key in ("httpGet", "exec", "tcpSocket")} for p in found if p]
+            if len(asked) < 2 or asked[0] == asked[1]:
+                yield f"{view.owner} {container['name']}: needs livenessProbe and readinessProbe, different ones"
+
+
+def labelled(objects: list[Json]) -> Iterator[str]:
+    """Everything carries app.kubernetes.io/name and part-of; pods also their component."""
+    for thing in objects:
+        labels = thing["metadata"].get("labels") or {}
+        if thing["kind"] != "ConfigMap" and not all(key in labels for key in _LABELS):
+            yield f"{name_of(thing)}: needs the labels {', '.join(_LABELS)}"
+    for view in pods(objects):
+        if not all(key in view.labels for key in (*_LABELS, "app.kubernetes.io/component")):
+            yield f"{view.owner}: the pod needs the labels {', '.join(_LABELS)} and app.kubernetes.io/component"
+
+
+def nothing_alpha(objects: list[Json]) -> Iterator[str]:
+    """No field that KubeRay ignores unless an alpha feature gate is on."""
+    for thing in objects:
+        if thing["kind"] == "RayCronJob":
+            yield f"{name_of(thing)}: RayCronJob is alpha"
+    for name, cluster in ray_clusters(objects):
+        for field in _ALPHA_FIELDS:
+            if field in cluster:
+                yield f"{name}: {field} is alpha"
+        if (cluster.get("gcsFaultToleranceOptions") or {}).get("backend") == "rocksdb":
+            yield f"{name}: the rocksdb backend is alpha"
+
+
+def one_serve_owner(objects: list[Json]) -> Iterator[str]:
+    """Serve's configuration has one owner: where the reconciler puts it over REST, no RayService may put its own."""
+    over_rest = any("SIMPO_RAY_SERVE_URL" in (thing.get("data") or {}) for thing in objects)
+    for thing in objects:
+        if over_rest and thing["kind"] == "RayService":
+            yield f"{name_of(thing)}: would overwrite what the reconciler puts over Serve's REST API"
+
+
+CHECKS: tuple[Check, ...] = (
+    fixed_memory,
+    read_only_root,
+    ray_scratch,
+    idle_heads,
+    time_to_stop,
+    disruption_budgets,
+    no_cluster_identity,
+    default_deny,
+    ray_token,
+    no_secret_values,
+    pinned_images,
+    probes,
+    labelled,
+    nothing_alpha,
+    one_serve_owner,
+)
+
+
+def _empty_dir(view: PodView, container: Json, path: str) -> Json | None:
+    """The emptyDir mounted at `path`, or None."""
+    mounted = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts") or []}
+    for volume in view.spec.get("volumes") or []:
+        if volume["name"] == mounted.get(path):
+            empty_dir: Json | None = volume.get("emptyDir")
+            return empty_dir
+    return None
+
+
+def _contains(cidr: str) -> bool:
+    return ip_address(METADATA_ADDRESS) in ip_network(cidr)

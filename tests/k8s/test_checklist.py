@@ -1,0 +1,182 @@
+"""Our own promises about k8s/: the manifests keep them, and every check finds what it is there for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.k8s import checklist
+from tests.k8s.checklist import CHECKS
+from tests.k8s.examples import Examples
+
+pytestmark = pytest.mark.quick
+
+Json = dict[str, Any]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_our_manifests_keep_the_promise(objects: list[Json], check: checklist.Check) -> None:
+    assert list(check(objects)) == []
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_healthy_examples_keep_the_promise(check: checklist.Check) -> None:
+    assert list(check(Examples().objects)) == []
+
+
+def _bursting_memory(example: Examples) -> None:
+    example.container["resources"]["requests"]["memory"] = "512Mi"
+
+
+def _unbounded_disk(example: Examples) -> None:
+    del example.head["containers"][0]["resources"]["limits"]["ephemeral-storage"]
+
+
+def _writable_root(example: Examples) -> None:
+    del example.container["securityContext"]["readOnlyRootFilesystem"]
+
+
+def _small_shm(example: Examples) -> None:
+    example.head["volumes"][0]["emptyDir"]["sizeLimit"] = "64Mi"
+
+
+def _unbounded_ray_tmp(example: Examples) -> None:
+    example.head["volumes"][1]["emptyDir"] = {}
+
+
+def _busy_head(example: Examples) -> None:
+    example.cluster["headGroupSpec"]["rayStartParams"] = {}
+
+
+def _no_grace(example: Examples) -> None:
+    del example.head["terminationGracePeriodSeconds"]
+
+
+def _head_without_budget(example: Examples) -> None:
+    example.objects.remove(example["PodDisruptionBudget/ray-head"])
+
+
+def _budget_without_scale(example: Examples) -> None:
+    spec = example["PodDisruptionBudget/ray-head"]["spec"]
+    del spec["minAvailable"]
+    spec["maxUnavailable"] = 0
+
+
+def _two_budgets(example: Examples) -> None:
+    example.add("PodDisruptionBudget", "more", "policy/v1", spec=example["PodDisruptionBudget/web"]["spec"])
+
+
+def _mounted_token(example: Examples) -> None:
+    del example.head["automountServiceAccountToken"]
+
+
+def _default_account(example: Examples) -> None:
+    del example.pod["serviceAccountName"]
+
+
+def _role(example: Examples) -> None:
+    example.add("Role", "web", "rbac.authorization.k8s.io/v1", rules=[])
+
+
+def _service_links(example: Examples) -> None:
+    del example.pod["enableServiceLinks"]
+
+
+def _open_by_default(example: Examples) -> None:
+    example["NetworkPolicy/default-deny"]["spec"]["policyTypes"] = ["Ingress"]
+
+
+def _metadata_reachable(example: Examples) -> None:
+    del example["NetworkPolicy/web"]["spec"]["egress"][0]["to"][0]["ipBlock"]["except"]
+
+
+def _egress_to_all(example: Examples) -> None:
+    del example["NetworkPolicy/web"]["spec"]["egress"][0]["to"]
+
+
+def _open_ray(example: Examples) -> None:
+    del example.cluster["authOptions"]
+
+
+def _random_ray_token(example: Examples) -> None:
+    del example.cluster["authOptions"]["secretName"]
+
+
+def _rendered_secret(example: Examples) -> None:
+    example.add("Secret", "web", stringData={"token": "a"})
+
+
+def _literal_token(example: Examples) -> None:
+    example.container["env"][1] = {"name": "SIMPO_RAY_TOKEN", "value": "a"}
+
+
+def _password_in_settings(example: Examples) -> None:
+    example["ConfigMap/settings"]["data"]["URL"] = "postgresql://simpo:pw@db/simpo"
+
+
+def _latest(example: Examples) -> None:
+    example.container["image"] = "registry.invalid:5000/web:latest"
+
+
+def _untagged(example: Examples) -> None:
+    example.head["containers"][0]["image"] = "registry.invalid:5000/ray"
+
+
+def _same_probe(example: Examples) -> None:
+    example.container["readinessProbe"] = {**example.container["livenessProbe"], "periodSeconds": 1}
+
+
+def _unlabelled(example: Examples) -> None:
+    example["Service/web"]["metadata"]["labels"] = {}
+
+
+def _alpha_tls(example: Examples) -> None:
+    example.cluster["tlsOptions"] = {"enabled": True}
+
+
+def _second_serve_owner(example: Examples) -> None:
+    example.add("RayService", "service", "ray.io/v1", spec={"rayClusterConfig": example.cluster})
+
+
+CASES: list[tuple[checklist.Check, Callable[[Examples], None], str]] = [
+    (checklist.fixed_memory, _bursting_memory, "the memory request must equal the memory limit"),
+    (checklist.fixed_memory, _unbounded_disk, "ephemeral-storage must be requested and limited"),
+    (checklist.read_only_root, _writable_root, "readOnlyRootFilesystem must be true"),
+    (checklist.ray_scratch, _small_shm, "/dev/shm must hold 30 % of the memory limit"),
+    (checklist.ray_scratch, _unbounded_ray_tmp, "needs an emptyDir with a sizeLimit at /tmp/ray"),
+    (checklist.idle_heads, _busy_head, 'num-cpus must be "0"'),
+    (checklist.time_to_stop, _no_grace, "terminationGracePeriodSeconds must be at least 60"),
+    (checklist.disruption_budgets, _head_without_budget, "RayCluster/ray headgroup: needs a PodDisruptionBudget"),
+    (checklist.disruption_budgets, _budget_without_scale, "need an integer minAvailable"),
+    (checklist.disruption_budgets, _two_budgets, "has 2 PodDisruptionBudgets"),
+    (checklist.no_cluster_identity, _mounted_token, "automountServiceAccountToken must be false"),
+    (checklist.no_cluster_identity, _default_account, "needs a ServiceAccount of its own"),
+    (checklist.no_cluster_identity, _role, "nothing here may use the Kubernetes API"),
+    (checklist.no_cluster_identity, _service_links, "enableServiceLinks must be false"),
+    (checklist.default_deny, _open_by_default, "needs a NetworkPolicy that selects every pod and allows nothing"),
+    (checklist.default_deny, _metadata_reachable, "ipBlock 0.0.0.0/0 must except 169.254.169.254/32"),
+    (checklist.default_deny, _egress_to_all, "an egress rule without `to` allows every address"),
+    (checklist.ray_token, _open_ray, "authOptions must be mode token with a secretName"),
+    (checklist.ray_token, _random_ray_token, "authOptions must be mode token with a secretName"),
+    (checklist.no_secret_values, _rendered_secret, "Secrets are made by hand"),
+    (checklist.no_secret_values, _literal_token, "SIMPO_RAY_TOKEN must come from a Secret"),
+    (checklist.no_secret_values, _password_in_settings, "ConfigMap/settings: URL belongs in a Secret"),
+    (checklist.pinned_images, _latest, "registry.invalid:5000/web:latest needs a digest or a fixed tag"),
+    (checklist.pinned_images, _untagged, "registry.invalid:5000/ray needs a digest or a fixed tag"),
+    (checklist.probes, _same_probe, "needs livenessProbe and readinessProbe, different ones"),
+    (checklist.labelled, _unlabelled, "Service/web: needs the labels"),
+    (checklist.nothing_alpha, _alpha_tls, "tlsOptions is alpha"),
+    (checklist.one_serve_owner, _second_serve_owner, "would overwrite what the reconciler puts"),
+]
+
+
+@pytest.mark.parametrize(("check", "spoil", "message"), CASES, ids=[spoil.__name__ for _, spoil, _ in CASES])
+def test_a_broken_promise_is_found(check: checklist.Check, spoil: Callable[[Examples], None], message: str) -> None:
+    example = Examples()
+    spoil(example)
+    found = list(check(example.objects))
+    assert any(message in text for text in found), found
+
+
+def test_every_check_has_a_failing_example() -> None:
+    assert {check for check, _, _ in CASES} == set(CHECKS)

@@ -1,0 +1,107 @@
+"""k8s/ agrees with the rest of the project: settings, versions, Secrets, and its own README."""
+
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from service.settings import Settings, variable_of
+from tests.k8s import lints
+from tests.k8s.manifests import K8S, REPO, PodView, pods, ray_clusters
+
+pytestmark = pytest.mark.quick
+
+Json = dict[str, Any]
+
+README = (K8S / "README.md").read_text(encoding="utf-8")
+VARIABLES = {str(field.metadata["env"]) for field in Settings.__dataclass_fields__.values()}
+FROM_SECRETS = {"SIMPO_DATABASE_URL": "postgresql+psycopg://simpo:pw@simpo-db:5432/simpo", "SIMPO_RAY_TOKEN": "t"}
+NOT_IN_THE_API = {"SIMPO_RAY_TOKEN": "the pods that the world can reach hold no key to Ray"}
+
+
+def _service_pods(objects: list[Json]) -> list[PodView]:
+    views = [view for view in pods(objects) if view.owner in ("Deployment/simpo-api", "Deployment/simpo-reconciler")]
+    assert len(views) == 2
+    return views
+
+
+def _environment(objects: list[Json], view: PodView) -> dict[str, str]:
+    """The SIMPO_ variables of a pod; those from Secrets with a stand-in value."""
+    maps = {thing["metadata"]["name"]: thing["data"] for thing in objects if thing["kind"] == "ConfigMap"}
+    (container,) = view.spec["containers"]
+    environment: dict[str, str] = {}
+    for source in container["envFrom"]:
+        environment |= maps[source["configMapRef"]["name"]]
+    for entry in container["env"]:
+        environment[entry["name"]] = entry["value"] if "value" in entry else FROM_SECRETS[entry["name"]]
+    return {name: value for name, value in environment.items() if name.startswith("SIMPO_")}
+
+
+def test_every_setting_is_set_and_every_variable_is_a_setting(objects: list[Json]) -> None:
+    for view in _service_pods(objects):
+        missing_on_purpose = NOT_IN_THE_API if view.owner.endswith("-api") else {}
+        assert set(_environment(objects, view)) == VARIABLES - set(missing_on_purpose), (
+            f"{view.owner}: keep the literals of simpo-settings in k8s/base/kustomization.yaml equal to the "
+            "variables of service/settings.py"
+        )
+
+
+def test_the_service_accepts_the_settings(objects: list[Json]) -> None:
+    settings = {view.owner: Settings.from_env(_environment(objects, view)) for view in _service_pods(objects)}
+    assert settings["Deployment/simpo-reconciler"].reconcile
+    assert not settings["Deployment/simpo-api"].reconcile
+    assert settings["Deployment/simpo-api"].ray_token is None
+
+
+def test_urls_lead_to_ports_of_ray_heads(objects: list[Json]) -> None:
+    heads = {  # KubeRay names the Service of a head <cluster>-head-svc
+        f"{name.partition('/')[2]}-head-svc": {
+            port["containerPort"]
+            for container in cluster["headGroupSpec"]["template"]["spec"]["containers"]
+            for port in container["ports"]
+        }
+        for name, cluster in ray_clusters(objects)
+    }
+    for view in _service_pods(objects):
+        environment = _environment(objects, view)
+        for name in ("ray_jobs_url", "ray_serve_url", "serve_url"):
+            url = urlsplit(environment[variable_of(name)])
+            assert url.port in heads[str(url.hostname)], f"{variable_of(name)} = {url.geturl()}"
+
+
+def test_the_program_listens_where_its_probes_ask(objects: list[Json]) -> None:
+    for view in _service_pods(objects):
+        environment = _environment(objects, view)
+        (container,) = view.spec["containers"]
+        assert [port["containerPort"] for port in container["ports"]] == [int(environment["SIMPO_BIND_PORT"])]
+        command = [*container.get("command", []), *container.get("args", [])]
+        if "--port" in command:
+            assert command[command.index("--port") + 1] == environment["SIMPO_BIND_PORT"]
+            assert command[command.index("--host") + 1] == environment["SIMPO_BIND_HOST"]
+
+
+def test_the_store_is_at_one_path_everywhere(objects: list[Json]) -> None:
+    store = _environment(objects, _service_pods(objects)[0])["SIMPO_STORE"]
+    for view in pods(objects):
+        if view.labels["app.kubernetes.io/component"] != "database":
+            mounts = [mount for container in view.containers() for mount in container["volumeMounts"]]
+            assert store in {mount["mountPath"] for mount in mounts if mount["name"] == "store"}, view.owner
+
+
+def test_ray_has_the_version_of_constraints(objects: list[Json]) -> None:
+    pinned = re.search(r"^ray==(\S+)$", (REPO / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert pinned
+    assert {cluster["rayVersion"] for _, cluster in ray_clusters(objects)} == {pinned[1]}
+    assert f"Ray {pinned[1]}" in README
+
+
+def test_readme_lists_every_secret(dev: list[Json]) -> None:
+    rows = re.findall(r"^\| `([a-z-]+)` \| `([a-z_]+)` \|", README.partition("## Secrets")[2], re.MULTILINE)
+    assert set(rows) == lints.secrets(dev)
+
+
+def test_readme_lists_every_file() -> None:
+    rows = set(re.findall(r"^\| `([\w./-]+\.yaml)` \|", README, re.MULTILINE))
+    files = {path.relative_to(K8S).as_posix() for path in K8S.rglob("*.yaml")}
+    assert rows == files, "k8s/README.md, section Files: one line for each file"
