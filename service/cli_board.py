@@ -1,6 +1,6 @@
 """What is known of a sweep while it runs: events in, one `Board` out. Nothing is drawn here."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +110,19 @@ class Board:
         elif event.type.startswith("trial.") and data.get("trial_id"):
             self._apply_to_trial(event.type, data, event.message)
 
+    def take(self, trials: Iterable[Mapping[str, Any]], *, best_id: str | None) -> None:
+        """Fill the board from trial resources, for a sweep that is not followed."""
+        for trial in trials:
+            row = TrialRow(trial_id=str(trial.get("trial_id") or trial.get("id")), number=int(trial.get("number") or 0))
+            row.params = dict(trial.get("params") or {})
+            row.state = str(trial.get("state") or row.state)
+            row.step = trial.get("step")
+            row.metrics = _numbers(trial.get("metrics") or {})
+            row.value = as_number(trial.get("value"))
+            row.why = str(trial.get("reason") or "")
+            self.trials[row.trial_id] = row
+        self.best_id = best_id
+
     def _apply_to_trial(self, type: str, data: Mapping[str, Any], message: str) -> None:
         trial_id = str(data["trial_id"])
         number = data.get("number")
@@ -120,7 +133,7 @@ class Board:
         row.params.update(data.get("params") or {})
         row.step = row.step if data.get("step") is None else int(data["step"])
         reported = data.get("metrics") or {key: value for key, value in data.items() if key in _PROGRESS_METRICS}
-        row.metrics |= {key: number for key, value in reported.items() if (number := as_number(value)) is not None}
+        row.metrics |= _numbers(reported)
         if type in ENDINGS:
             row.state = ENDINGS[type]
             row.value = as_number(data.get("value"))
@@ -130,6 +143,10 @@ class Board:
 
 
 _PROGRESS_METRICS = frozenset({"loss", "margin", "accuracy", "win_rate", "grad_norm"})
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {key: number for key, value in metrics.items() if (number := as_number(value)) is not None}
 
 
 def as_number(value: Any) -> float | None:

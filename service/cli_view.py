@@ -15,7 +15,14 @@ from service.cli_board import ENDINGS, Board, TrialRow, as_number
 from service.client import Event
 
 _TITLES = {"learning_rate": "lr", "gamma_beta_ratio": "gamma/beta"}
-_STYLES = {"RUNNING": "cyan", "COMPLETE": "green", "PRUNED": "yellow", "FAILED": "red", "INFEASIBLE": "magenta"}
+_STYLES = {
+    "RUNNING": "cyan",
+    "COMPLETE": "green",
+    "SUCCEEDED": "green",
+    "PRUNED": "yellow",
+    "FAILED": "red",
+    "INFEASIBLE": "magenta",
+}
 
 
 def watch(

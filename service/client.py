@@ -6,7 +6,7 @@ service answers a repeated key with the first outcome. Errors are `ClientError`s
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 from urllib.parse import quote, urlsplit
@@ -229,25 +229,19 @@ class Client:
 
     def past_events(self, kind: Literal["sweeps", "runs"], id: str) -> Iterator[Event]:
         """The events so far, oldest first, without waiting for more."""
-        yield from map(Event.parse, self._pages(f"/v1/{kind}/{_segment(id)}/events", {"limit": "200"}))
+        yield from map(Event.parse, self._pages(f"/v1/{kind}/{_segment(id)}/events", {"limit": "200", "order": "asc"}))
 
     # -- inference
 
-    def chat(self, model: str, messages: list[dict[str, str]], **options: Any) -> Iterator[str]:
+    def chat(self, model: str, messages: Sequence[Mapping[str, str]], **options: Any) -> Iterator[str]:
         """The answer, piece by piece. `options` are OpenAI's (max_tokens, temperature, top_p, seed). Never retried."""
-        body = {"model": model, "messages": messages, "stream": True, **options}
-        try:
-            with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
-                _raise_for_status(response)
-                for event in read_sse(response.iter_lines()):
-                    if event.data == "[DONE]":
-                        return
-                    chunk = event.json()
-                    if "error" in chunk:
-                        raise error_from_response(500, chunk, None)
-                    yield from (c["delta"]["content"] for c in chunk.get("choices", []) if c["delta"].get("content"))
-        except httpx.HTTPError as error:
-            raise ServiceUnreachable(self.url, str(error)) from error
+        for choice in self._stream_choices("/v1/chat/completions", {"model": model, "messages": messages, **options}):
+            yield from filter(None, [choice["delta"].get("content")])
+
+    def complete(self, model: str, prompt: str, **options: Any) -> Iterator[str]:
+        """The continuation of a plain text, piece by piece. Options as for `chat`. Never retried."""
+        for choice in self._stream_choices("/v1/completions", {"model": model, "prompt": prompt, **options}):
+            yield from filter(None, [choice["text"]])
 
     def models(self) -> list[str]:
         """Names that `chat` accepts now."""
@@ -287,6 +281,20 @@ class Client:
                 pause_s = max(pause_s, error.retry_after_s)
             self._sleep(pause_s)
         raise AssertionError("attempts is at least 1")
+
+    def _stream_choices(self, path: str, body: Json) -> Iterator[Json]:
+        try:
+            with self._http.stream("POST", path, json={**body, "stream": True}) as response:
+                _raise_for_status(response)
+                for event in read_sse(response.iter_lines()):
+                    if event.data == "[DONE]":
+                        return
+                    chunk = event.json()
+                    if "error" in chunk:
+                        raise error_from_response(500, chunk, None)
+                    yield from chunk.get("choices", [])
+        except httpx.HTTPError as error:
+            raise ServiceUnreachable(self.url, str(error) or type(error).__name__) from error
 
     def _stream_once(self, path: str, last: str | None) -> Iterator[ServerSentEvent]:
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}

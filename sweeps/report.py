@@ -63,7 +63,7 @@ def read_story(run_dir: Path) -> SweepStory:
     run = RunDir(run_dir)
     trials: dict[str, TrialStory] = {}
     result: Json | None = None
-    for attempt in map(run.attempt, run.attempts()):
+    for attempt in run.attempts():
         for record in read_journal(attempt):
             _apply(trials, record)
         result = read_result(attempt) or result

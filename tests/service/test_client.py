@@ -233,6 +233,13 @@ def test_chat_streams_text() -> None:
     }
 
 
+def test_completions_stream_text() -> None:
+    chunks = b'data: {"choices": [{"text": "4"}]}\n\ndata: {"choices": [{"text": ""}]}\n\ndata: [DONE]\n\n'
+    service = Service(stream(chunks))
+    assert list(service.client().complete("winner", "1+3=")) == ["4"]
+    assert service.calls[0].url.path == "/v1/completions"
+
+
 def test_chat_is_never_repeated() -> None:
     service = Service(httpx.ReadError("cut"))
     with pytest.raises(ServiceUnreachable):

@@ -1,0 +1,185 @@
+"""`simpo deploy ...` and `simpo chat`: models behind an address."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.cli_jobs import KINDS, why
+from service.cli_session import (
+    JsonFlag,
+    UserError,
+    WorkFailed,
+    interruptible,
+    out,
+    plain,
+    print_json,
+    print_table,
+    session,
+)
+from service.client import Client, Resource
+from service.client_errors import ApiError
+
+deploy_app = typer.Typer(no_args_is_help=True, help="Put a trained model behind an address.")
+
+_SETTLED = frozenset({"READY", "FAILED"})
+
+
+@deploy_app.command("create")
+def deploy_create(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="What callers say as `model`.", show_default=False)],
+    sweep: Annotated[str, typer.Option("--sweep", "-s", help="Name or id of the sweep or run.", show_default=False)],
+    checkpoint: Annotated[str, typer.Option(help="winner, base, or the id of a trial.")] = "winner",
+    wait: Annotated[bool, typer.Option(help="Stay until it answers.")] = True,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.", min=1)] = 300.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Deploy a checkpoint of a finished sweep.
+
+    \b
+    Examples:
+      simpo deploy create winner --sweep my-sweep
+      simpo deploy create base --sweep my-sweep --checkpoint base --no-wait
+    """
+    with session(ctx).connect() as client:
+        deployment = client.deploy(name, sweep=find_job(client, sweep).id, checkpoint=checkpoint)
+        if wait:
+            with interruptible(f"stopped waiting; {name} is still coming: simpo deploy list"):
+                deployment = client.wait("deployments", deployment.id, until=_SETTLED, timeout_s=timeout_s)
+    if as_json:
+        print_json(deployment.body)
+    if deployment.state == "FAILED":
+        raise WorkFailed(f"deployment {name} is FAILED: {why(deployment)}")
+    if not as_json:
+        out().print(f'{name} is {deployment.state}; try: simpo chat {name} "..."', markup=False, soft_wrap=True)
+
+
+@deploy_app.command("list")
+def deploy_list(ctx: typer.Context, as_json: JsonFlag = False) -> None:
+    """All deployments."""
+    with session(ctx).connect() as client:
+        found = list(client.iterate("deployments", limit=200))
+    if as_json:
+        print_json([item.body for item in found])
+        return
+    print_table(
+        ["name", "id", "state", "why", "sweep", "checkpoint"],
+        [
+            [item.name, item.id, item.state, why(item), item.body.get("sweep"), item.body.get("checkpoint")]
+            for item in found
+        ],
+        empty="Nothing is deployed: simpo deploy create NAME --sweep SWEEP.",
+    )
+
+
+@deploy_app.command("delete")
+def deploy_delete(
+    ctx: typer.Context, name: Annotated[str, typer.Argument(help="Its name or id.", show_default=False)]
+) -> None:
+    """Take a deployment away; its checkpoint stays."""
+    with session(ctx).connect() as client:
+        client.delete_deployment(client.find("deployments", name).id)
+    out().print(f"{name} is being taken away", markup=False)
+
+
+def chat(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="Name of a deployment.", show_default=False)],
+    prompt: Annotated[
+        str | None, typer.Argument(help="Ask this and leave; without it, talk.", show_default=False)
+    ] = None,
+    compare: Annotated[str | None, typer.Option(help="A second deployment that answers beside it.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.", min=1)] = None,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.", min=0, max=2)] = 0.7,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
+) -> None:
+    """Talk with a deployed model; the answer streams.
+
+    \b
+    Examples:
+      simpo chat winner "Add 3 and 4."
+      simpo chat winner --compare base
+      echo "Add 3 and 4." | simpo chat winner
+    """
+    wanted = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    options = {key: value for key, value in wanted.items() if value is not None}
+    start = [{"role": "system", "content": system}] if system else []
+    models = [model, *([compare] if compare else [])]
+    with session(ctx).connect() as client:
+        known = client.models()
+        for name in models:
+            if name not in known:
+                raise UserError(f"no deployment {name!r} answers now: use one of {', '.join(known) or '(none)'}")
+        if prompt is not None or not sys.stdin.isatty():
+            text = prompt if prompt is not None else typer.get_text_stream("stdin").read().strip()
+            if not text:
+                raise UserError("the prompt is empty: give one as an argument or on standard input")
+            _answer_all(client, models, {name: [*start, _user(text)] for name in models}, options)
+            return
+        histories: dict[str, list[dict[str, str]]] = {name: [*start] for name in models}
+        out().print("An empty line or Ctrl-D ends the talk.", style="dim")
+        with interruptible("bye"):
+            while text := _ask():
+                for history in histories.values():
+                    history.append(_user(text))
+                for name, answer in _answer_all(client, models, histories, options).items():
+                    histories[name].append({"role": "assistant", "content": answer})
+
+
+def find_job(client: Client, ref: str) -> Resource:
+    """A sweep or a run by name or id. Raises `UserError` when there is neither."""
+    for kind in KINDS:
+        try:
+            return client.find(kind, ref)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+    raise UserError(f"--sweep: there is no sweep or run {ref!r}: simpo sweep list shows them")
+
+
+def side_by_side(rows: list[tuple[str, str, str]], *, left: str, right: str) -> Table:
+    """(prompt, left answer, right answer) as a table."""
+    table = Table(show_lines=True)
+    for title in ("prompt", left, right):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*map(plain, row))
+    return table
+
+
+def _answer_all(
+    client: Client, models: list[str], histories: dict[str, list[dict[str, str]]], options: dict[str, Any]
+) -> dict[str, str]:
+    console = out()
+    answers = {}
+    for name in models:
+        if len(models) > 1:
+            console.print(f"{name}:", style="bold", markup=False)
+        answers[name] = _stream(console, client, name, histories[name], options)
+    return answers
+
+
+def _stream(
+    console: Console, client: Client, model: str, messages: list[dict[str, str]], options: dict[str, Any]
+) -> str:
+    pieces = []
+    for piece in client.chat(model, messages, **options):
+        pieces.append(piece)
+        console.print(plain(piece), end="", markup=False, soft_wrap=True)
+    console.print()
+    return "".join(pieces)
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
