@@ -88,7 +88,9 @@ class Board:
             return 0.15 * self.progress
         if self.phase == "finals":
             return 0.85 + 0.15 * self.progress
-        return 0.15 + 0.7 * min(1.0, self.finished / max(self.total, 1)) if self.trials else 0.0
+        if self.phase == "searching" or self.trials:
+            return 0.15 + 0.7 * min(1.0, self.finished / max(self.total, 1))
+        return 0.0
 
     @property
     def best(self) -> TrialRow | None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -63,7 +64,7 @@ def trial_table(board: Board, *, rows: int) -> Table:
     """Trials in order of number. Over `rows`, the oldest finished ones are left out and counted."""
     shown = _choose(board, rows)
     hidden = len(board.trials) - len(shown)
-    table = Table(caption=f"and {hidden} finished earlier" if hidden else None, expand=False, pad_edge=False)
+    table = Table(caption=f"and {hidden} finished earlier" if hidden else None, box=SIMPLE_HEAD, pad_edge=False)
     params = list(dict.fromkeys(key for row in board.trials.values() for key in row.params))
     table.add_column("#", justify="right")
     table.add_column("state", no_wrap=True)
