@@ -15,6 +15,7 @@ from rich.text import Text
 from service.cli_board import ENDINGS, Board, TrialRow, as_number
 from service.client import Event
 
+_PHASE_LINE_EVERY = 0.2  # share of a phase that is worth a line in a log
 _TITLES = {"learning_rate": "lr", "gamma_beta_ratio": "gamma/beta"}
 _STYLES = {
     "RUNNING": "cyan",
@@ -32,8 +33,13 @@ def watch(
     """Show the events as they come, until they end. Returns the board as it stands then."""
     started = clock()
     if not console.is_terminal:
+        told = ("", -1.0)  # phase and progress that a line was spent on
         for event in events:
             board.apply(event)
+            if event.type == "job.phase":
+                if board.phase == told[0] and board.progress < told[1] + _PHASE_LINE_EVERY - 1e-9:
+                    continue
+                told = (board.phase, board.progress)
             for line in plain_lines(board, event):
                 console.print(f"[{clock() - started:6.1f} s] {line}", markup=False, highlight=False, soft_wrap=True)
         return board

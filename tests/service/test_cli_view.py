@@ -109,6 +109,20 @@ def test_live_on_a_terminal() -> None:
     assert "RUNNING" in screen.getvalue()
 
 
+def test_a_log_is_spared_the_small_steps_of_a_phase() -> None:
+    console = Console(file=(log := io.StringIO()), width=120)
+    steps = [happened("job.phase", f"step {n}", phase="preparing", progress=n / 100) for n in range(0, 100, 5)]
+    watch(board(), [*steps, happened("job.phase", phase="searching", progress=0.0)], console, clock=lambda: 0.0)
+    assert [line.split("] ")[1] for line in log.getvalue().splitlines()] == [
+        "preparing: step 0",
+        "preparing 20%: step 20",
+        "preparing 40%: step 40",
+        "preparing 60%: step 60",
+        "preparing 80%: step 80",
+        "searching",
+    ]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(None, "-"), (3, "3"), (0.0, "0.000"), (1.5e-5, "1.5e-05"), (12.5, "12.5"), ("x", "x"), (True, "True")],
