@@ -35,14 +35,6 @@ class ModelArgs(BaseModel):
     """Weights and arithmetic: float32 or bfloat16."""
 
 
-# A checkpoint that does not load will not load the second time: one attempt, and the person sees why.
-@serve.deployment(
-    name=SERVE_DEPLOYMENT,
-    max_constructor_retry_count=1,
-    graceful_shutdown_timeout_s=20,
-    graceful_shutdown_wait_loop_s=0.5,
-)
-@serve.ingress()
 class Model:
     """A loaded checkpoint behind OpenAI's endpoints."""
 

@@ -29,6 +29,7 @@ SERVE_DEPLOYMENT = "Model"
 # Serve's application states. An unknown word of a later Ray counts as PENDING: never READY by accident.
 _STATES: Mapping[str, State] = {"RUNNING": "READY", "DEPLOY_FAILED": "FAILED", "UNHEALTHY": "FAILED"}
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_MODULES = re.compile(r"^(?:\w+\.)+(?=\w+: )")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _FIRST_SERVE_START_S = 60.0  # the first PUT starts controller and proxy before it answers (6 s on two idle cores)
 
@@ -119,7 +120,7 @@ class ServeDeployer:
         num_cpus: float = 0.5,
         max_ongoing_requests: int = 32,
         max_queued_requests: int = 128,
-        timeout_s: float = 10.0,
+        timeout_s: float = 20.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """Describe the cluster.
@@ -246,6 +247,6 @@ def _cause(details: Mapping[str, Any]) -> str:
 
 
 def _last_sentence(text: str) -> str:
-    """Last line of a traceback: the exception itself."""
+    """Last line of a traceback: the exception itself, without the modules before its name."""
     lines = [line.strip() for line in _ANSI.sub("", text).splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    return _MODULES.sub("", lines[-1]) if lines else ""

@@ -126,7 +126,7 @@ def test_states(status: str, state: State) -> None:
         if state == "FAILED"
         else ""
     )
-    message = "simpo.errors.CheckpointError: no manifest" if state == "FAILED" else ""
+    message = "CheckpointError: no manifest" if state == "FAILED" else ""
     assert deployer.observe() == {"dep_1": ObservedDeployment(state=state, message=message, revision=3)}  # type: ignore[arg-type]
 
 
