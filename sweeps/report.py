@@ -44,6 +44,8 @@ class TrialStory:
     """Newest rung metrics."""
     curve: dict[int, Json] = field(default_factory=dict)
     """Optimiser step -> {loss, margin, accuracy} on the training batches."""
+    standing: Json = field(default_factory=dict)
+    """Its row of the leaderboard: rank, interval of the value, whether it is tied with the best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,9 @@ def read_story(run_dir: Path) -> SweepStory:
         for record in read_journal(attempt):
             _apply(trials, record)
         result = read_result(attempt) or result
+    for row in (result or {}).get("leaderboard") or ():
+        if row.get("trial_id") in trials:
+            trials[row["trial_id"]].standing = dict(row)
     in_order = sorted(trials.values(), key=lambda trial: trial.number)
     return SweepStory(spec=run.read_spec(), result=result, trials=tuple(in_order))
 
@@ -136,7 +141,11 @@ def trial_facts(trial: TrialStory) -> Json:
         "reason": trial.reason,
         "seconds": trial.seconds,
         "metrics": trial.metrics,
-        "step": steps[-1] if steps else None,
+        "rank": trial.standing.get("rank"),
+        "low": trial.standing.get("low"),
+        "high": trial.standing.get("high"),
+        "tied": bool(trial.standing.get("tied_with_best")),
+        "step": trial.standing.get("step") or (steps[-1] if steps else None),
         "curve": {"step": steps, **{key: [trial.curve[step].get(key) for step in steps] for key in ("loss", "margin")}},
     }
 

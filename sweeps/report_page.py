@@ -113,27 +113,36 @@ def _figures(title: str, note: str, names: Sequence[str]) -> str:
 
 
 def _leaderboard(trials: Sequence[Json], winner: str | None, metric: str) -> str:
-    def rank(trial: Json) -> tuple[bool, bool, float]:
-        return trial["trial_id"] != winner, trial["state"] != "COMPLETE", -(trial["value"] or 0.0)
+    def place(trial: Json) -> tuple[bool, int]:
+        return trial["trial_id"] != winner, trial["rank"] or len(trials) + trial["number"]
 
     params = list(dict.fromkeys(key for trial in trials for key in trial["params"]))
     probes = [key for key in _PROBES if key != metric and any(key in trial["metrics"] for trial in trials)]
-    head = ["#", "state", *(_TITLES.get(key, key) for key in params), "step", metric.replace("_", " ")]
     rows = [
         [
             trial["number"],
             trial["state"],
             *(trial["params"].get(key) for key in params),
             trial["step"],
-            trial["value"],
+            _value(trial),
             *(trial["metrics"].get(key) for key in probes),
             trial["seconds"],
             trial["reason"],
         ]
-        for trial in sorted(trials, key=rank)
+        for trial in sorted(trials, key=place)
     ]
+    head = ["#", "state", *(_TITLES.get(key, key) for key in params), "step", metric.replace("_", " ")]
     head += [*(key.replace("_", " ") for key in probes), "seconds", "why it ended"]
-    return f"<h2>Trials</h2>{_table(head, rows, best=bool(winner))}"
+    note = "On the rungs' data, which chose the finalists. = : its interval holds the best value, so it is tied."
+    return f'<h2>Trials</h2><p class="note">{escape(note)}</p>{_table(head, rows, best=bool(winner))}'
+
+
+def _value(trial: Json) -> str:
+    """The objective with its interval and the mark of a tie."""
+    text = number(trial["value"])
+    if trial["low"] is not None:
+        text += f" ({number(trial['low'])} to {number(trial['high'])})"
+    return f"{text} =" if trial["tied"] else text
 
 
 def _pairs(title: str, values: Mapping[str, Any], *, empty: str) -> str:

@@ -53,6 +53,10 @@ def run_dir(tmp_path: Path) -> Path:
             "method": "simpo",
             "best": {"trial_id": "trl_0", "method": "simpo", "params": _point(2.0), "value": 0.66, "step": 4},
             "trials": {"COMPLETE": 1, "PRUNED": 1, "FAILED": 1, "INFEASIBLE": 0},
+            "leaderboard": [
+                {"rank": 1, "trial_id": "trl_0", "low": 0.604, "high": 0.716, "tied_with_best": True, "step": 4},
+                {"rank": 2, "trial_id": "trl_1", "low": None, "high": None, "tied_with_best": False, "step": 2},
+            ],
             "win_rate": _ESTIMATE,
             "accuracy": {"base": _ESTIMATE | {"estimate": 0.581}, "winner": _ESTIMATE | {"estimate": 0.987}},
             "dropped_rows": {"chosen equals rejected": 12},
