@@ -1,0 +1,150 @@
+"""The control plane's HTTP application. `create_app(settings)`; `uvicorn --factory service.app:factory`."""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from service.auth import Authenticator
+from service.clock import Clock, SystemClock
+from service.cluster import Jobs, RayJobs
+from service.context import Context
+from service.errors import NotFound, ServiceError, invalid, pointer_of, render
+from service.gate import Gate
+from service.idempotency import Posts
+from service.reconcile import Reconciler
+from service.routes import deployments, events, health, inference, sweeps, trials
+from service.serving.deployer import Deployer, ServeDeployer
+from service.settings import Settings
+from service.store import Store
+from service.stream import Hub
+
+log = logging.getLogger(__name__)
+
+_REPLICA_TIMEOUT = httpx.Timeout(600.0, connect=5.0)  # a long answer on a slow machine takes minutes
+
+
+def factory() -> FastAPI:
+    """The application of this process's environment variables."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every look at Ray is no news
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    return create_app(Settings.from_env())
+
+
+def create_app(
+    settings: Settings,
+    *,
+    store: Store | None = None,
+    jobs: Jobs | None = None,
+    deployer: Deployer | None = None,
+    clock: Clock | None = None,
+    models: httpx.AsyncClient | None = None,
+    failpoint: Callable[[str], None] = lambda name: None,
+) -> FastAPI:
+    """Wire the parts together; nothing is opened before the application starts.
+
+    Args:
+        settings: of this process.
+        store: database; default: the one of the settings.
+        jobs: cluster that trains; default: Ray's REST API.
+        deployer: owner of Serve's configuration; default: Serve's REST API.
+        clock: time.
+        models: client to Serve's HTTP proxy.
+        failpoint: called at named places of writes; tests end the process there.
+
+    Raises:
+        ConfigError: settings that cannot be honoured.
+    """
+    clock = clock or SystemClock()
+    store = store or Store(settings.database_url)
+    posts = Posts(store, clock, failpoint)
+    reconciler = Reconciler(
+        store=store,
+        jobs=jobs or RayJobs(settings.ray_jobs_url, settings.ray_token, driver_resource=settings.driver_resource),
+        deployer=deployer or _serve_deployer(settings),
+        settings=settings,
+        clock=clock,
+        housekeeping=posts.forget_old,
+        failpoint=failpoint,
+    )
+    context = Context(
+        settings=settings,
+        store=store,
+        clock=clock,
+        posts=posts,
+        hub=Hub(store),
+        reconciler=reconciler,
+        models=models or httpx.AsyncClient(base_url=settings.serve_url, timeout=_REPLICA_TIMEOUT, trust_env=False),
+    )
+    app = FastAPI(title="simpo", version="1", docs_url=None, redoc_url=None, lifespan=_lifespan)
+    app.state.context = context
+    app.add_middleware(Gate, authenticator=Authenticator(store, clock))
+    app.add_exception_handler(RequestValidationError, _bad_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    for router in (health.router, sweeps.sweeps, sweeps.runs, trials.sweeps, events.sweeps, events.runs):
+        app.include_router(router)
+    app.include_router(deployments.router)
+    if settings.proxy_models:
+        app.include_router(inference.router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    context: Context = app.state.context
+    await run_in_threadpool(context.store.migrate)
+    if context.settings.reconcile:
+        context.reconciler.start()
+    try:
+        yield
+    finally:
+        await context.hub.close()
+        if context.settings.reconcile:
+            await run_in_threadpool(context.reconciler.stop)
+        await context.models.aclose()
+        context.store.close()
+
+
+def _serve_deployer(settings: Settings) -> ServeDeployer:
+    serve = httpx.URL(settings.serve_url)
+    return ServeDeployer(
+        settings.serve_dashboard_url, settings.ray_token, http_host=serve.host, http_port=serve.port or 80
+    )
+
+
+async def _bad_request(request: Request, error: Exception) -> Response:
+    """FastAPI's own 422 in our words: pointers into the body; parameters and headers by name."""
+    assert isinstance(error, RequestValidationError)
+    faults = []
+    for item in error.errors():
+        place = item["loc"][1:] if item["loc"][0] in ("body", "query", "path") else item["loc"]
+        if item["type"] == "json_invalid":
+            faults.append(("", f"the body is not JSON: {item['ctx']['error']}"))
+            continue
+        if item["loc"] == ("body",):
+            faults.append(("", "the body must be a JSON object, sent with Content-Type: application/json"))
+            continue
+        text = "unknown: not one that is understood here" if item["type"] == "extra_forbidden" else item["msg"]
+        faults.append((pointer_of(place), text))
+    return _answer(request, invalid(faults))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """The framework's own 404 and 405 in our shapes."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return _answer(request, NotFound(f"There is nothing at {request.url.path}."))
+    answer = ServiceError(str(error.detail), code=f"http_{error.status_code}", headers=error.headers)
+    answer.status = error.status_code
+    return _answer(request, answer)
+
+
+def _answer(request: Request, error: ServiceError) -> Response:
+    return render(error, request.url.path, request.state.request_id)

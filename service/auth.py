@@ -1,0 +1,89 @@
+"""API keys: 256 random bits, shown once, kept as SHA-256. No key stands in a log, an error or a query string."""
+
+import hashlib
+import hmac
+import secrets
+import threading
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select, update
+
+from service.clock import Clock, SystemClock
+from service.ids import new_id
+from service.models import ApiKey
+from service.store import Store, rows_changed
+
+PREFIX = "sk-simpo-"
+_VISIBLE = len(PREFIX) + 4
+_REMEMBERED_S = 5.0  # a revoked key fails at the latest so many seconds later
+_MAX_REMEMBERED = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Who is asking."""
+
+    key_id: str
+    """Id of the API key; also the principal of Idempotency-Keys and the actor of events."""
+    name: str
+    """Name the key was given."""
+
+
+def create_key(store: Store, name: str, *, clock: Clock | None = None) -> str:
+    """Make a key and return it. It is readable this once: only its hash is stored."""
+    key = PREFIX + secrets.token_urlsafe(32)
+    now = (clock or SystemClock()).now()
+    with store.write() as session:
+        session.add(
+            ApiKey(id=new_id("key", now), name=name, prefix=key[:_VISIBLE], hash=_hash(key), created_at=now)
+        )
+    return key
+
+
+def revoke_keys(store: Store, name: str, *, now: datetime) -> int:
+    """End every key of that name; returns how many were alive."""
+    alive = update(ApiKey).where(ApiKey.name == name, ApiKey.revoked_at.is_(None))
+    with store.write() as session:
+        return rows_changed(session.execute(alive.values(revoked_at=now)))
+
+
+class Authenticator:
+    """Key -> Caller, with a short memory so that a busy client costs one query every few seconds."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._known: dict[str, tuple[Caller, float]] = {}  # hash -> caller, until when it is believed
+        self._lock = threading.Lock()
+
+    def caller(self, authorization: str | None) -> Caller | None:
+        """The owner of `Authorization: Bearer <key>`; None for a missing, malformed, unknown or revoked one."""
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not key.startswith(PREFIX):
+            return None
+        digest = _hash(key)
+        now = self._clock.monotonic()
+        with self._lock:
+            caller, until = self._known.get(digest, (None, 0.0))
+        if caller is not None and now < until:
+            return caller
+        caller = self._look_up(digest)
+        if caller is not None:
+            with self._lock:
+                if len(self._known) >= _MAX_REMEMBERED:
+                    self._known.clear()
+                self._known[digest] = (caller, now + _REMEMBERED_S)
+        return caller
+
+    def _look_up(self, digest: str) -> Caller | None:
+        with self._store.read() as session:
+            row = session.scalar(select(ApiKey).where(ApiKey.hash == digest, ApiKey.revoked_at.is_(None)))
+        # The index found it by hash, which tells an attacker nothing about the key; the last word is constant-time.
+        if row is None or not hmac.compare_digest(row.hash, digest):
+            return None
+        return Caller(key_id=row.id, name=row.name)
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

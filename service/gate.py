@@ -1,0 +1,104 @@
+"""The edge of the application: request id, size limit, API key, and the last catch. Everything passes through here.
+
+Default deny by construction: what is not on the short list below needs a key, whatever routes are added later.
+"""
+
+import logging
+import re
+import secrets
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.auth import Authenticator
+from service.errors import ServiceError, TooLarge, Unauthorized, as_service_error, render
+
+log = logging.getLogger(__name__)
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json"})
+MAX_BODY = 4 * 1024 * 1024
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Gate:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
+        self._app = app
+        self._authenticator = authenticator
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = _request_id(headers.get("x-request-id"))
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                answer = MutableHeaders(scope=message)
+                answer["x-request-id"] = request_id
+                answer["x-content-type-options"] = "nosniff"
+            await send(message)
+
+        try:
+            if scope["path"] not in OPEN_PATHS:
+                scope["state"]["caller"] = await self._admit(headers)
+            await self._app(scope, await _whole_body(scope, headers, receive), send_with_id)
+        except Exception as error:
+            answer = as_service_error(error)
+            if type(answer) is ServiceError:
+                log.exception("request %s: %s %s", request_id, scope["method"], scope["path"])
+            if started:
+                raise  # too late for words: the connection breaks, which is what the client must see
+            await render(answer, scope["path"], request_id)(scope, receive, send_with_id)
+
+    async def _admit(self, headers: Headers) -> object:
+        caller = await run_in_threadpool(self._authenticator.caller, headers.get("authorization"))
+        if caller is None:
+            raise Unauthorized(
+                "Send `Authorization: Bearer <API key>` with a key of this service.",
+                headers={"www-authenticate": "Bearer"},
+            )
+        return caller
+
+
+def _request_id(given: str | None) -> str:
+    return given if given and _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+
+
+async def _whole_body(scope: Scope, headers: Headers, receive: Receive) -> Receive:
+    """The body, read up to the limit and given on at once; raises TooLarge beyond it."""
+    if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        return receive
+    if int(headers.get("content-length") or 0) > MAX_BODY:
+        raise _too_large()
+    chunks: list[bytes] = []
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            return _first(message, receive)
+        chunks.append(message.get("body", b""))
+        more = message.get("more_body", False)
+        if sum(map(len, chunks)) > MAX_BODY:
+            raise _too_large()
+    return _first({"type": "http.request", "body": b"".join(chunks), "more_body": False}, receive)
+
+
+def _first(message: Message, receive: Receive) -> Receive:
+    waiting = [message]
+
+    async def next_message() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return next_message
+
+
+def _too_large() -> TooLarge:
+    return TooLarge(f"The body is larger than {MAX_BODY // 1024} KiB.")

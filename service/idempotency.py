@@ -1,0 +1,132 @@
+"""POSTs whose repetition does nothing new: the answer is stored in the transaction of the effect."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import delete
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+from starlette.responses import JSONResponse, Response
+
+from service.auth import Caller
+from service.clock import Clock
+from service.errors import InFlight, Invalid, invalid
+from service.models import IdempotentAnswer
+from service.store import Store
+
+KEPT = timedelta(hours=25)  # at least 24 h is promised
+_MAX_KEY = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a POST is answered: the first time and every time after."""
+
+    status: int
+    body: dict[str, Any]
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Posts:
+    """Runs the effects of POSTs, each at most once for an Idempotency-Key."""
+
+    def __init__(self, store: Store, clock: Clock, failpoint: Callable[[str], None]) -> None:
+        self._store = store
+        self._clock = clock
+        self._failpoint = failpoint
+        self._in_flight: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
+
+    def run(
+        self, route: str, body: Any, key: str | None, caller: Caller, effect: Callable[[Session, datetime], Answer]
+    ) -> Response:
+        """Commit `effect` and answer; with a key seen before, repeat the first answer instead.
+
+        An effect that raises is rolled back and not stored: its key may be used again.
+
+        Raises:
+            Invalid: 422, a key that is too long, or was used for another request.
+            InFlight: 409, the first request with this key is still at work in this process.
+        """
+        if key is None:
+            with self._store.write() as session:
+                answer = effect(session, self._clock.now())
+                self._failpoint("post.before_commit")
+            self._failpoint("post.after_commit")
+            return _response(answer)
+        if not key or len(key) > _MAX_KEY or not key.isprintable():
+            raise invalid([("/idempotency-key", f"must be 1 to {_MAX_KEY} printable characters")])
+        with self._reserved(caller.key_id, key):
+            try:
+                return self._run_once(route, body, key, caller, effect)
+            except IntegrityError:
+                # Another process was first with this key or with the same name: now its row can be read.
+                return self._run_once(route, body, key, caller, effect)
+
+    def forget_old(self) -> None:
+        """Delete stored answers past their time."""
+        with self._store.write() as session:
+            session.execute(delete(IdempotentAnswer).where(IdempotentAnswer.created_at < self._clock.now() - KEPT))
+
+    def _run_once(
+        self, route: str, body: Any, key: str, caller: Caller, effect: Callable[[Session, datetime], Answer]
+    ) -> Response:
+        request_hash = _hash(route, body)
+        with self._store.write() as session:
+            known = session.get(IdempotentAnswer, (caller.key_id, key))
+            if known is not None:
+                return _replay(known, request_hash)
+            now = self._clock.now()
+            answer = effect(session, now)
+            session.add(
+                IdempotentAnswer(
+                    principal=caller.key_id,
+                    key=key,
+                    request_hash=request_hash,
+                    status=answer.status,
+                    headers=answer.headers,
+                    body=answer.body,
+                    created_at=now,
+                )
+            )
+            session.flush()
+            self._failpoint("post.before_commit")
+        self._failpoint("post.after_commit")
+        return _response(answer)
+
+    @contextmanager
+    def _reserved(self, principal: str, key: str) -> Iterator[None]:
+        with self._lock:
+            if (principal, key) in self._in_flight:
+                raise InFlight(
+                    "The first request with this Idempotency-Key is still at work.", headers={"retry-after": "1"}
+                )
+            self._in_flight.add((principal, key))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_flight.discard((principal, key))
+
+
+def _replay(known: IdempotentAnswer, request_hash: str) -> Response:
+    if known.request_hash != request_hash:
+        raise Invalid(
+            "This Idempotency-Key was used for another request: use a new one for each.", code="idempotency_key_reused"
+        )
+    headers = {**known.headers, "idempotency-replayed": "true"}
+    return JSONResponse(known.body, known.status, headers)
+
+
+def _response(answer: Answer) -> Response:
+    return JSONResponse(answer.body, answer.status, answer.headers)
+
+
+def _hash(route: str, body: Any) -> str:
+    return hashlib.sha256(json.dumps([route, body], sort_keys=True).encode()).hexdigest()

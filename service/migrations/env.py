@@ -1,0 +1,13 @@
+"""Alembic's entry: runs on the connection that `service.store` hands over, inside its transaction."""
+
+from alembic import context
+
+from service.models import Base
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Base.metadata,
+    transactional_ddl=True,  # SQLite too: half a migration is none
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,97 @@
+"""A request's body -> an order that can be stored: validated, with every path it names looked up on this machine."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.errors import Invalid, invalid, pointer_of
+from service.rows import Order
+from sweeps.budget import plan_budget
+from sweeps.faults import faults_of
+from sweeps.spec import PRACTICE, RunSpec, SweepSpec, spec_hash
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:\w+)?")
+_FILE = re.compile(r"\.(jsonl?|csv|tsv|txt|parquet|arrow|gz|zip|zst|ya?ml)$", re.IGNORECASE)
+
+
+def sweep_order(body: Mapping[str, Any]) -> Order:
+    """Raises Invalid (422) with one pointer per fault."""
+    try:
+        spec = SweepSpec.model_validate(body)
+    except ValidationError as error:
+        raise _refused(error) from error
+    return _order("sweep", spec, spec)
+
+
+def run_order(body: Mapping[str, Any]) -> Order:
+    """Raises Invalid (422) with one pointer per fault."""
+    try:
+        spec = RunSpec.model_validate(body)
+    except ValidationError as error:
+        raise _refused(error) from error
+    return _order("run", spec, spec.to_sweep())
+
+
+def plan_of(order: Order) -> dict[str, Any]:
+    """What the order would do, without doing it."""
+    return {
+        "object": "plan",
+        "kind": order.kind,
+        "name": order.name,
+        "spec": order.spec,
+        "spec_hash": order.spec_hash,
+        "plan": plan_budget(SweepSpec.model_validate(order.plan)).as_dict(),
+    }
+
+
+def _order(kind: str, spec: SweepSpec | RunSpec, plan: SweepSpec) -> Order:
+    faults = [
+        (pointer, fault)
+        for pointer, source, what in (
+            ("/base_model", spec.base_model, "model"),
+            ("/dataset/train", spec.dataset.train, "data"),
+            ("/dataset/eval", spec.dataset.eval, "data"),
+        )
+        if source is not None and (fault := _source_fault(source, what))
+    ]
+    if faults:
+        raise invalid(faults)
+    return Order(
+        kind=kind,
+        name=spec.name,
+        spec=spec.model_dump(mode="json"),
+        plan=plan.model_dump(mode="json"),
+        spec_hash=spec_hash(plan),
+    )
+
+
+def _source_fault(source: str, what: str) -> str | None:
+    """Why this source cannot be used, or None. A path must exist here; a hub id is for the driver to find."""
+    if source == PRACTICE:
+        return None
+    if "\0" in source or "\\" in source or ".." in Path(source).parts:
+        return f"{source!r} is no plain path: give an absolute one without .. or backslashes"
+    if Path(source).is_absolute():
+        return _path_fault(Path(source), what)
+    if _HUB_ID.fullmatch(source) and not _FILE.search(source):
+        return None
+    return f"{source!r} is neither practice, nor an absolute path, nor a hub id org/name: give one of these"
+
+
+def _path_fault(path: Path, what: str) -> str | None:
+    if what == "model":
+        if (path / "config.json").is_file():
+            return None
+        return f"there is no model directory {path} on the service's machine (looked for config.json in it)"
+    # A directory of several splits may be named with :split after it.
+    stem = Path(str(path).rpartition(":")[0] or path)
+    if path.is_file() or path.is_dir() or stem.is_dir():
+        return None
+    return f"there is no file or directory {path} on the service's machine: check the path"
+
+
+def _refused(error: ValidationError) -> Invalid:
+    return invalid([(pointer_of(field.split(".")) if field else "", message) for field, message in faults_of(error)])

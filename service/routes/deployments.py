@@ -1,0 +1,129 @@
+"""Deployments: a wish names a sweep and one of its checkpoints; the reconciler brings it to Serve."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from starlette.responses import JSONResponse, Response
+
+from service import events, rows
+from service.context import CallerDep, ContextDep, IdempotencyKey, bearer
+from service.errors import illegal_transition
+from service.idempotency import Answer
+from service.ids import new_id
+from service.models import Deployment
+from service.pages import PageQuery, check_if_match, etag, page, single, states_in
+from service.routes.sweeps import PROBLEMS
+from service.schemas import DeploymentIn, DeploymentOut, PageOf, deployment_json
+from service.states import DEPLOYMENT_MOVES, DeploymentState, allowed_verbs
+from service.winners import model_path
+
+router = APIRouter(prefix="/v1/deployments", tags=["deployments"], dependencies=[bearer], responses=PROBLEMS)
+
+
+class DeploymentQuery(PageQuery):
+    """Filters of the list. Deleted ones are shown only when asked for by state."""
+
+    state: str | None = None
+    name: str | None = None
+
+
+@router.post("", status_code=202, responses={202: {"model": DeploymentOut}})
+def create_deployment(
+    request: Request,
+    body: DeploymentIn,
+    context: ContextDep,
+    caller: CallerDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Ask for a checkpoint behind a name. READY says that it answers."""
+
+    def effect(session: Session, now: datetime) -> Answer:
+        path = model_path(session, context.settings, body.sweep, body.checkpoint)
+        taken = select(Deployment.id).where(Deployment.name == body.name, Deployment.state != DeploymentState.DELETED)
+        if existing := session.scalar(taken):
+            raise rows.name_taken("deployment", body.name, existing)
+        row = _row(body, path, caller.key_id, now)
+        session.add(row)
+        facts = {"name": row.name, "sweep": row.sweep_id, "checkpoint": row.checkpoint}
+        events.append(session, row, "deployment.requested", "Accepted.", facts, now=now, actor=caller.key_id)
+        session.flush()
+        headers = {"location": f"{request.url.path.rstrip('/')}/{row.id}", "etag": etag(row.version)}
+        return Answer(status=202, body=deployment_json(row), headers=headers)
+
+    response = context.posts.run(request.url.path, body.model_dump(mode="json"), idempotency_key, caller, effect)
+    context.reconciler.wake()
+    return response
+
+
+@router.get("", responses={200: {"model": PageOf[DeploymentOut]}})
+def list_deployments(request: Request, context: ContextDep, query: Annotated[DeploymentQuery, Query()]) -> Response:
+    """Deployments, newest first."""
+    wanted = select(Deployment)
+    if query.state is None:
+        wanted = wanted.where(Deployment.state != DeploymentState.DELETED)
+    else:
+        wanted = wanted.where(Deployment.state.in_(states_in(query.state, DeploymentState)))
+    if query.name is not None:
+        wanted = wanted.where(Deployment.name == query.name)
+    newest_first = query.order == "desc"
+    if query.after is not None:
+        wanted = wanted.where(Deployment.id < query.after if newest_first else Deployment.id > query.after)
+    order = Deployment.id.desc() if newest_first else Deployment.id
+    with context.store.read() as session:
+        found = session.scalars(wanted.order_by(order).limit(query.size + 1)).all()
+    return page(request, [deployment_json(row) for row in found], query)
+
+
+@router.get("/{deployment_id}", responses={200: {"model": DeploymentOut}})
+def get_deployment(request: Request, deployment_id: str, context: ContextDep) -> Response:
+    """One deployment; a deleted one too."""
+    with context.store.read() as session:
+        row = session.get(Deployment, deployment_id)
+    if row is None:
+        raise rows.no_such("deployment", deployment_id)
+    return single(request, deployment_json(row), row.version)
+
+
+@router.delete("/{deployment_id}", responses={200: {"model": DeploymentOut}})
+def delete_deployment(request: Request, deployment_id: str, context: ContextDep, caller: CallerDep) -> Response:
+    """Take a model away, guarded by If-Match. The row stays; its name is free once Serve has stopped it."""
+    with context.store.write() as session:
+        row = session.scalar(select(Deployment).where(Deployment.id == deployment_id).with_for_update())
+        if row is None:
+            raise rows.no_such("deployment", deployment_id)
+        check_if_match(request, row.version)
+        if row.desired != "DELETE":
+            _want_delete(session, row, caller.key_id, context.clock.now())
+        elif row.state == DeploymentState.DELETED:
+            raise illegal_transition("deployment", row.state, "delete", [])
+    context.reconciler.wake()
+    return JSONResponse(deployment_json(row), 200, {"etag": etag(row.version)})
+
+
+def _want_delete(session: Session, row: Deployment, actor: str, now: datetime) -> None:
+    allowed = allowed_verbs(row.state, DEPLOYMENT_MOVES)
+    if "delete" not in allowed:
+        raise illegal_transition("deployment", row.state, "delete", allowed)
+    row.desired = "DELETE"
+    row.reason, row.message = "DELETE_REQUESTED", "Will be deleted."
+    events.append(session, row, "deployment.delete_requested", "Delete requested.", now=now, actor=actor)
+
+
+def _row(body: DeploymentIn, path: str, created_by: str, now: datetime) -> Deployment:
+    first: dict[str, Any] = {"state": DeploymentState.PENDING, "reason": "QUEUED", "message": "Waits for Serve."}
+    return Deployment(
+        id=new_id("dep", now),
+        name=body.name,
+        created_by=created_by,
+        sweep_id=body.sweep,
+        checkpoint=body.checkpoint,
+        model_path=path,
+        revision=1,
+        desired="SERVE",
+        event_seq=0,
+        created_at=now,
+        **first,
+    )

@@ -1,0 +1,124 @@
+"""The data plane at the same address (embedded mode): OpenAI's routes, passed on to Ray Serve as they stream."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+from fastapi import APIRouter, Request
+from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from service.context import Context, ContextDep, bearer
+from service.errors import NotFound, ServiceError, Unavailable
+from service.models import Deployment
+from service.serving.deployer import route_prefix
+from service.states import DeploymentState
+
+router = APIRouter(prefix="/v1", tags=["inference"], dependencies=[bearer])
+
+_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
+_PASSED_ON = ("content-type", "retry-after", "cache-control")
+
+
+class BadRequest(ServiceError):
+    """400 in OpenAI's shape."""
+
+    status, code = 400, "invalid_request"
+
+
+@router.post("/chat/completions", openapi_extra=_BODY)
+async def chat_completions(request: Request, context: ContextDep) -> Response:
+    """OpenAI's chat completions, by the deployment that `model` names; streamed when asked for."""
+    return await _forward(request, context, "/v1/chat/completions")
+
+
+@router.post("/completions", openapi_extra=_BODY)
+async def completions(request: Request, context: ContextDep) -> Response:
+    """OpenAI's completions, likewise."""
+    return await _forward(request, context, "/v1/completions")
+
+
+@router.get("/models")
+def list_models(context: ContextDep) -> Response:
+    """Deployments that answer now."""
+    return JSONResponse({"object": "list", "data": [_model(row) for row in _deployments(context) if _ready(row)]})
+
+
+@router.get("/models/{model}")
+def get_model(model: str, context: ContextDep) -> Response:
+    """One of them."""
+    return JSONResponse(_model(_find(context, model)))
+
+
+async def _forward(request: Request, context: Context, path: str) -> Response:
+    body = await request.body()
+    deployment = await run_in_threadpool(_find, context, _model_name(body))
+    # The caller's key stays here: Serve knows no keys.
+    headers = {"content-type": "application/json", "x-request-id": request.state.request_id}
+    onward = context.models.build_request("POST", route_prefix(deployment.name) + path, content=body, headers=headers)
+    try:
+        answer = await context.models.send(onward, stream=True)
+    except httpx.HTTPError as error:
+        raise _no_answer(deployment.name) from error
+    if not answer.headers.get("content-type", "").startswith(("application/json", "text/event-stream")):
+        # Serve's own words (no replica, too many waiting), not the model's.
+        await answer.aclose()
+        raise _no_answer(deployment.name)
+    passed = {name: answer.headers[name] for name in _PASSED_ON if name in answer.headers}
+    return StreamingResponse(_chunks(answer), answer.status_code, passed)
+
+
+async def _chunks(answer: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in answer.aiter_raw():
+            yield chunk
+    finally:
+        # Also when the client went away: the replica then stops generating.
+        await answer.aclose()
+
+
+def _model_name(body: bytes) -> str:
+    try:
+        values = json.loads(body)
+    except ValueError:
+        raise BadRequest("The body is not JSON.") from None
+    name = values.get("model") if isinstance(values, dict) else None
+    if not isinstance(name, str) or not name:
+        raise BadRequest("Name a deployment in `model`.", errors=[("/model", "is required")])
+    return name
+
+
+def _find(context: Context, name: str) -> Deployment:
+    rows = _deployments(context)
+    for row in rows:
+        if row.name == name and _ready(row):
+            return row
+        if row.name == name and row.state == DeploymentState.PENDING:
+            raise Unavailable(f"The model {name!r} is not ready yet: {row.message}", code="model_not_ready")
+    names = ", ".join(row.name for row in rows if _ready(row)) or "none yet"
+    raise NotFound(
+        f"The model {name!r} does not exist. Deployed: {names}.",
+        code="model_not_found",
+        errors=[("/model", "is no deployment")],
+    )
+
+
+def _deployments(context: Context) -> list[Deployment]:
+    with context.store.read() as session:
+        wanted = select(Deployment).where(Deployment.state != DeploymentState.DELETED).order_by(Deployment.id)
+        return list(session.scalars(wanted))
+
+
+def _ready(row: Deployment) -> bool:
+    return row.state == DeploymentState.READY and row.desired == "SERVE"
+
+
+def _model(row: Deployment) -> dict[str, Any]:
+    created = int(row.created_at.timestamp())
+    return {"id": row.name, "object": "model", "created": created, "owned_by": "simpo"}
+
+
+def _no_answer(name: str) -> Unavailable:
+    return Unavailable(f"The model {name!r} does not answer now.", code="model_unavailable")

@@ -1,0 +1,189 @@
+"""What may be done to the rows. Every write locks its row first, so checks and changes are one.
+
+SQLite locks by BEGIN IMMEDIATE (Store.write), PostgreSQL by SELECT FOR UPDATE; the version in every UPDATE is the net.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from service import events
+from service.auth import Caller
+from service.errors import Conflict, NotFound, illegal_transition
+from service.ids import new_id, submission_id
+from service.models import Attempt, Deployment, Sweep, Trial
+from service.states import LIVE, MOVES, TRIAL_OVER, AttemptState, State, TrialState, allowed_verbs
+
+PREFIXES: Mapping[str, str] = {"sweep": "swp", "run": "run"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A validated wish, ready to be stored."""
+
+    kind: str
+    """sweep or run"""
+    name: str
+    spec: dict[str, Any]
+    """As asked for."""
+    plan: dict[str, Any]
+    """The SweepSpec to execute."""
+    spec_hash: str
+    """Of the plan."""
+
+
+def create_sweep(session: Session, order: Order, caller: Caller, now: datetime) -> Sweep:
+    """Store a wish with its first event. Raises Conflict (409) when a live one has the name."""
+    free_again = ("FAILED", "CANCELLED")
+    taken = select(Sweep.id).where(
+        Sweep.kind == order.kind, Sweep.name == order.name, Sweep.state.not_in(free_again)
+    )
+    if existing := session.scalar(taken):
+        raise name_taken(order.kind, order.name, existing)
+    sweep = Sweep(
+        id=new_id(PREFIXES[order.kind], now),
+        kind=order.kind,
+        name=order.name,
+        created_by=caller.key_id,
+        spec=order.spec,
+        plan=order.plan,
+        spec_hash=order.spec_hash,
+        state=State.PENDING,
+        reason="QUEUED",
+        message="Waits for its turn.",
+        desired="RUN",
+        attempt=0,
+        event_seq=0,
+        created_at=now,
+    )
+    session.add(sweep)
+    events.append(session, sweep, "job.queued", "Accepted.", {"name": order.name}, now=now, actor=caller.key_id)
+    return sweep
+
+
+def name_taken(kind: str, name: str, existing: str) -> Conflict:
+    """409: names are the natural key."""
+    return Conflict(
+        f"The name {name!r} belongs to {existing}: choose another name.",
+        code="name_taken",
+        errors=[("/name", f"taken by {kind} {existing}")],
+        facts={"existing": existing},
+    )
+
+
+def want_cancel(session: Session, kind: str, sweep_id: str, caller: Caller, now: datetime) -> Sweep:
+    """Record the wish to cancel; the reconciler does it. Raises NotFound, or Conflict (409) when it is over."""
+    sweep = lock_sweep(session, sweep_id)
+    if sweep is None or sweep.kind != kind:
+        raise no_such(kind, sweep_id)
+    if sweep.desired == "CANCEL" and sweep.state in LIVE:
+        return sweep
+    if "cancel" not in allowed_verbs(sweep.state):
+        raise illegal_transition(kind, sweep.state, "cancel", allowed_verbs(sweep.state))
+    sweep.desired = "CANCEL"
+    sweep.reason, sweep.message = "CANCEL_REQUESTED", "Will be cancelled."
+    events.append(session, sweep, "job.cancel_requested", "Cancel requested.", now=now, actor=caller.key_id)
+    return sweep
+
+
+def no_such(kind: str, id: str) -> NotFound:
+    """404."""
+    return NotFound(f"There is no {kind} {id}.")
+
+
+def lock_sweep(session: Session, sweep_id: str) -> Sweep | None:
+    """The row, ours until the transaction ends."""
+    return session.scalar(select(Sweep).where(Sweep.id == sweep_id).with_for_update())
+
+
+def lock_current(session: Session, sweep_id: str, n: int) -> tuple[Sweep, Attempt] | None:
+    """A sweep and its open attempt `n`, locked; None when `n` does not count any more: the fence."""
+    sweep = lock_sweep(session, sweep_id)
+    attempt = session.get(Attempt, (sweep_id, n))
+    if sweep is None or attempt is None or sweep.attempt != n or attempt.ended_at is not None:
+        return None
+    return sweep, attempt
+
+
+def open_attempt(session: Session, sweep: Sweep, now: datetime) -> Attempt:
+    """The intent to submit, committed before anything is written or called elsewhere. `sweep` is locked."""
+    sweep.attempt += 1
+    attempt = Attempt(
+        sweep_id=sweep.id,
+        n=sweep.attempt,
+        submission_id=submission_id(sweep.id, sweep.attempt),
+        state=AttemptState.CREATED,
+        reason="",
+        journal_seq=0,
+        submit_failures=0,
+        created_at=now,
+    )
+    session.add(attempt)
+    return attempt
+
+
+def end_attempt(session: Session, attempt: Attempt, state: AttemptState, reason: str, now: datetime) -> None:
+    """Nothing that this attempt writes from now on counts."""
+    attempt.state, attempt.reason, attempt.ended_at = state, reason, now
+    session.flush()  # before a next one is inserted: only one may be open
+
+
+def move(session: Session, sweep: Sweep, new: State, reason: str, message: str, now: datetime) -> None:
+    """Change the state of a locked row along the table."""
+    assert new in MOVES[sweep.state], f"{sweep.id}: {sweep.state} -> {new}"
+    sweep.state = new
+    explain(sweep, reason, message)
+    if new == State.RUNNING:
+        sweep.started_at = sweep.started_at or now
+    if not MOVES[new]:
+        sweep.ended_at = now
+        session.execute(
+            update(Trial)
+            .where(Trial.sweep_id == sweep.id, Trial.state.not_in(TRIAL_OVER))
+            .values(state=TrialState.CANCELLED, reason=f"The {sweep.kind} ended first.", ended_at=now)
+        )
+
+
+def explain(sweep: Sweep, reason: str, message: str) -> None:
+    """Say why it is in its state. The same words again write nothing."""
+    if (sweep.reason, sweep.message) != (reason, message):
+        sweep.reason, sweep.message = reason, message
+
+
+def live_sweeps(session: Session) -> list[tuple[Sweep, Attempt | None]]:
+    """Everything not over, oldest first, with its open attempt: one query, whatever their number."""
+    joined = (
+        select(Sweep, Attempt)
+        .outerjoin(Attempt, (Attempt.sweep_id == Sweep.id) & Attempt.ended_at.is_(None))
+        .where(Sweep.state.in_(LIVE))
+        .order_by(Sweep.created_at, Sweep.id)
+    )
+    return [(sweep, attempt) for sweep, attempt in session.execute(joined)]
+
+
+def unreleased_attempts(session: Session) -> Sequence[Attempt]:
+    """Attempts that ended for us while Ray may still run their job."""
+    query = select(Attempt).where(Attempt.released_at.is_(None), Attempt.ended_at.is_not(None))
+    return session.scalars(query).all()
+
+
+def trial_counts(session: Session, sweep_ids: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Trials by state, for each sweep that has any."""
+    query = (
+        select(Trial.sweep_id, Trial.state, func.count())
+        .where(Trial.sweep_id.in_(list(sweep_ids)))
+        .group_by(Trial.sweep_id, Trial.state)
+    )
+    counts: dict[str, dict[str, int]] = {}
+    for sweep_id, state, number in session.execute(query):
+        counts.setdefault(sweep_id, {})[state] = number
+    return counts
+
+
+def wanted_deployments(session: Session) -> list[Deployment]:
+    """Every deployment that is not gone."""
+    return list(session.scalars(select(Deployment).where(Deployment.state != "DELETED").order_by(Deployment.id)))

@@ -1,0 +1,211 @@
+"""What the API shows and, where it is not a spec, what it takes. Requests refuse unknown fields."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, RootModel
+
+from service.clock import rfc3339
+from service.models import Deployment, Sweep, Trial
+from sweeps.spec import RunSpec, SweepSpec
+
+Json = dict[str, Any]
+T = TypeVar("T")
+NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+
+
+class Fault(BaseModel):
+    """One fault of a request."""
+
+    pointer: str
+    """JSON pointer into the body; empty for the whole."""
+    message: str
+
+
+class Problem(BaseModel):
+    """Every error of the native routes (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str
+    retryable: bool
+    errors: list[Fault] = []
+    current_state: str | None = None
+    allowed: list[str] | None = None
+    existing: str | None = None
+
+
+class SweepOut(BaseModel):
+    """A sweep or a run."""
+
+    id: str
+    object: str
+    name: str
+    state: str
+    reason: str
+    """One word: why it is in this state."""
+    message: str
+    """The same in a sentence."""
+    desired: str
+    """RUN or CANCEL"""
+    phase: str | None
+    """preparing, searching, finals or done"""
+    progress: float | None
+    """Share of the phase that is done."""
+    attempt: int
+    """Submissions to Ray so far."""
+    trials: dict[str, int]
+    """Trials by state."""
+    best: Json | None
+    """The leading trial: trial_id, value, params."""
+    error: Json | None
+    """Of a FAILED one: class (USER_ERROR or SYSTEM_ERROR), code, message, log_tail."""
+    spec: Json
+    spec_hash: str
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+    result: Json | None = None
+    """Of a SUCCEEDED one, and only when read by its id."""
+
+
+class TrialOut(BaseModel):
+    """One point of the search space."""
+
+    id: str
+    object: Literal["trial"] = "trial"
+    number: int
+    state: str
+    params: Json
+    metrics: Json
+    rungs: list[Json]
+    step: int | None
+    value: float | None
+    reason: str
+    attempt: int
+    deployable: bool
+    """It left a checkpoint that a deployment may name."""
+    seconds: float | None
+    created_at: str
+    ended_at: str | None
+
+
+class DeploymentIn(BaseModel):
+    """A wish to serve one checkpoint of a sweep or run under a name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(pattern=NAME)]
+    """What clients will send as `model`: 1-63 of a-z, 0-9 and inner -."""
+    sweep: str
+    """Id of a SUCCEEDED sweep or run."""
+    checkpoint: str = "winner"
+    """winner, base, or the id of a trial."""
+
+
+class DeploymentOut(BaseModel):
+    """A named model."""
+
+    id: str
+    object: Literal["deployment"] = "deployment"
+    name: str
+    state: str
+    reason: str
+    message: str
+    sweep: str
+    checkpoint: str
+    revision: int
+    created_at: str
+    ready_at: str | None
+    ended_at: str | None
+
+
+class PageOf(BaseModel, Generic[T]):
+    """A page of a list."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    has_more: bool
+    next: str | None
+
+
+class SweepBody(RootModel[Json]):
+    """A SweepSpec. Taken as it comes and validated by the route, so that faults are told in the spec's own words."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> Json:
+        return handler(SweepSpec.__pydantic_core_schema__)
+
+
+class RunBody(RootModel[Json]):
+    """A RunSpec, likewise."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> Json:
+        return handler(RunSpec.__pydantic_core_schema__)
+
+
+def sweep_json(row: Sweep, trials: Mapping[str, int], *, whole: bool) -> Json:
+    """`whole`: with the result."""
+    return SweepOut(
+        id=row.id,
+        object=row.kind,
+        name=row.name,
+        state=row.state,
+        reason=row.reason,
+        message=row.message,
+        desired=row.desired,
+        phase=row.phase,
+        progress=row.progress,
+        attempt=row.attempt,
+        trials=dict(trials),
+        best=row.best,
+        error=row.error,
+        spec=row.spec,
+        spec_hash=row.spec_hash,
+        created_at=rfc3339(row.created_at),
+        started_at=rfc3339(row.started_at) if row.started_at else None,
+        ended_at=rfc3339(row.ended_at) if row.ended_at else None,
+        result=row.result if whole else None,
+    ).model_dump(mode="json")
+
+
+def trial_json(row: Trial) -> Json:
+    """One trial."""
+    return TrialOut(
+        id=row.trial_id,
+        number=row.number,
+        state=row.state,
+        params=row.params,
+        metrics=row.metrics,
+        rungs=row.rungs,
+        step=row.step,
+        value=row.value,
+        reason=row.reason,
+        attempt=row.attempt,
+        deployable=row.checkpoint is not None,
+        seconds=row.seconds,
+        created_at=rfc3339(row.created_at),
+        ended_at=rfc3339(row.ended_at) if row.ended_at else None,
+    ).model_dump(mode="json")
+
+
+def deployment_json(row: Deployment) -> Json:
+    """One deployment. Its path stays inside: artifacts are named by sweep and checkpoint."""
+    return DeploymentOut(
+        id=row.id,
+        name=row.name,
+        state=row.state,
+        reason=row.reason,
+        message=row.message,
+        sweep=row.sweep_id,
+        checkpoint=row.checkpoint,
+        revision=row.revision,
+        created_at=rfc3339(row.created_at),
+        ready_at=rfc3339(row.ready_at) if row.ready_at else None,
+        ended_at=rfc3339(row.ended_at) if row.ended_at else None,
+    ).model_dump(mode="json")

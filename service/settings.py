@@ -1,0 +1,123 @@
+"""Every environment variable of the service, once, with a sentence. Nothing else reads the environment."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from simpo.errors import ConfigError
+
+
+def _env(name: str, default: Any) -> Any:
+    return field(default=default, metadata={"env": name})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How one process of the service is set up. The defaults are the embedded stack on one machine."""
+
+    database_url: str = _env("SIMPO_DATABASE_URL", "sqlite:///.simpo/simpo.db")
+    """SQLAlchemy URL: sqlite:///PATH, or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE."""
+    store: Path = field(default=Path(".simpo/store"), metadata={"env": "SIMPO_STORE"})
+    """Root of the run directories, as this process and the Ray nodes both see it."""
+    bind_host: str = _env("SIMPO_BIND_HOST", "127.0.0.1")
+    """Address the API listens on."""
+    bind_port: int = _env("SIMPO_BIND_PORT", 8080)
+    """Port the API listens on."""
+    ray_jobs_url: str = _env("SIMPO_RAY_JOBS_URL", "http://127.0.0.1:8265")
+    """Dashboard of the Ray cluster that trains."""
+    ray_serve_url: str | None = _env("SIMPO_RAY_SERVE_URL", None)
+    """Dashboard of the Ray cluster that serves; unset: the one that trains."""
+    ray_token: str | None = field(default=None, repr=False, metadata={"env": "SIMPO_RAY_TOKEN"})
+    """Ray's shared token (RAY_AUTH_MODE=token); unset for a cluster without one."""
+    serve_url: str = _env("SIMPO_SERVE_URL", "http://127.0.0.1:8000")
+    """Ray Serve's HTTP origin, where the deployed models answer."""
+    proxy_models: bool = _env("SIMPO_PROXY_MODELS", True)
+    """Answer /v1/chat/completions and its kin here, by proxy (embedded mode). False where a gateway routes them."""
+    reconcile: bool = _env("SIMPO_RECONCILE", True)
+    """Run the reconciler in this process. False: an API that only writes wishes."""
+    reconcile_interval_s: float = _env("SIMPO_RECONCILE_INTERVAL_S", 1.0)
+    """Seconds between two looks of the reconciler; a new wish wakes it at once."""
+    max_running_sweeps: int = _env("SIMPO_MAX_RUNNING_SWEEPS", 1)
+    """Sweeps and runs on the cluster at once; the others wait as PENDING, reason QUEUED."""
+    max_attempts: int = _env("SIMPO_MAX_ATTEMPTS", 3)
+    """Submissions of one sweep's driver before a lost driver makes the sweep FAILED."""
+    heartbeat_stale_s: float = _env("SIMPO_HEARTBEAT_STALE_S", 20.0)
+    """A driver that Ray does not run any more counts as lost when its heartbeat stood still so long."""
+    heartbeat_hung_s: float = _env("SIMPO_HEARTBEAT_HUNG_S", 300.0)
+    """A driver that Ray says is running is stopped when its heartbeat stood still so long."""
+    driver_python: str = _env("SIMPO_DRIVER_PYTHON", sys.executable)
+    """Python with this package on the Ray nodes."""
+    driver_resource: str | None = _env("SIMPO_DRIVER_RESOURCE", None)
+    """Custom Ray resource of the nodes that may run drivers; unset: the head."""
+    driver_stop_s: int = _env("SIMPO_DRIVER_STOP_S", 15)
+    """Seconds a stopped driver has to write its last records before Ray kills it."""
+
+    def __post_init__(self) -> None:
+        for name in ("ray_jobs_url", "ray_serve_url", "serve_url"):
+            url = getattr(self, name)
+            if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+                raise ConfigError(f"must look like http://host:port, not {url!r}", variable_of(name))
+        if not self.database_url.startswith(("sqlite:///", "postgresql+psycopg://")):
+            # The URL itself may hold a password: it is not repeated here.
+            raise ConfigError("must start with sqlite:/// or postgresql+psycopg://", variable_of("database_url"))
+        for name in ("reconcile_interval_s", "heartbeat_stale_s", "heartbeat_hung_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"must be greater than 0, not {getattr(self, name)}", variable_of(name))
+        for name in ("max_running_sweeps", "max_attempts", "driver_stop_s"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"must be at least 1, not {getattr(self, name)}", variable_of(name))
+        if not 0 <= self.bind_port < 65536:
+            raise ConfigError(f"must be a port number, not {self.bind_port}", variable_of("bind_port"))
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """Settings of this process. An empty variable counts as unset.
+
+        Raises:
+            ConfigError: a value that cannot be honoured; the message names the variable.
+        """
+        values: dict[str, Any] = {}
+        for item in fields(cls):
+            text = environ.get(item.metadata["env"], "")
+            if text:
+                values[item.name] = _parse(item.metadata["env"], text, item.type)
+        return cls(**values)
+
+    def to_env(self) -> dict[str, str]:
+        """The variables that make `from_env` give these settings again, for a process to be started."""
+        pairs = ((item.metadata["env"], getattr(self, item.name)) for item in fields(self))
+        return {name: str(int(v) if isinstance(v, bool) else v) for name, v in pairs if v is not None}
+
+    @property
+    def serve_dashboard_url(self) -> str:
+        """Dashboard that takes Serve's configuration."""
+        return self.ray_serve_url or self.ray_jobs_url
+
+    def run_dir(self, sweep_id: str) -> Path:
+        """Directory of one sweep or run."""
+        return self.store.absolute() / "sweeps" / sweep_id
+
+
+def variable_of(name: str) -> str:
+    """The environment variable behind the setting `name`."""
+    return next(str(item.metadata["env"]) for item in fields(Settings) if item.name == name)
+
+
+_BOOLS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+def _parse(variable: str, text: str, kind: Any) -> Any:
+    if kind is bool:
+        if text.lower() not in _BOOLS:
+            raise ConfigError(f"must be 1 or 0, not {text!r}", variable)
+        return _BOOLS[text.lower()]
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise ConfigError(f"must be a number, not {text!r}", variable) from None
+    return Path(text) if kind is Path else text

@@ -1,0 +1,137 @@
+"""What is seen of one attempt in one look, and what that means. No database, no network: a pure decision."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from service.clock import Clock
+from service.cluster import JobInfo
+from sweeps.run_dir import Attempt as AttemptDir
+from sweeps.run_dir import Record, read_heartbeat, read_journal, read_result
+
+USER_ERROR = "USER_ERROR"
+SYSTEM_ERROR = "SYSTEM_ERROR"
+
+_PHASES = {
+    "preparing": "Prepares the data and the base model.",
+    "searching": "Searches.",
+    "finals": "Judges the finalists.",
+    "done": "Publishes the result.",
+}
+
+
+class Verdict(StrEnum):
+    """What an attempt is, by the driver's own records first and by Ray's word last."""
+
+    WAIT = "WAIT"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    """The driver said so."""
+    LOST = "LOST"
+    """Ray does not run it and its heart stands still."""
+    HUNG = "HUNG"
+    """Ray says it runs, but its heart has long stood still."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """One look at an attempt."""
+
+    records: Sequence[Record]
+    """Journal records that are not in the tables yet."""
+    started: bool
+    """The driver has left some sign of life."""
+    quiet_s: float
+    """Seconds since this reader saw the heartbeat change, or since it began to look."""
+    result: dict[str, Any] | None
+    """result.json of this very attempt and spec."""
+    failure: dict[str, Any] | None
+    """{class, message} by the driver, or of a result that is not this sweep's."""
+    ray_answers: bool
+    job: JobInfo | None
+    """What Ray says; None: it knows no such job, or does not answer."""
+
+    @property
+    def gone(self) -> bool:
+        """Ray says that nothing runs. A hint: an orphan may live on."""
+        return self.ray_answers and (self.job is None or self.job.terminal)
+
+
+class Watch:
+    """Looks at attempts and remembers when their hearts were last seen to beat, by this process's monotonic clock.
+
+    After a restart the memory is empty and every heart gets its full time again: late is safe, early is not.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._beats: dict[str, tuple[int, float]] = {}
+
+    def look(
+        self,
+        submission_id: str,
+        directory: AttemptDir,
+        *,
+        after_seq: int,
+        spec_hash: str,
+        jobs: dict[str, JobInfo] | None,
+    ) -> Sight:
+        """Read the run directory. `jobs`: Ray's list, None when it does not answer."""
+        # The result is read before the journal: what the driver wrote before it published is then seen with it.
+        result = read_result(directory)
+        beat = read_heartbeat(directory)
+        records = read_journal(directory, after_seq)
+        counter = beat["counter"] if beat else 0
+        now = self._clock.monotonic()
+        seen, since = self._beats.get(submission_id, (-1, now))
+        if counter != seen:
+            since = now
+            self._beats[submission_id] = (counter, since)
+        failure = next((_failure(record) for record in records if record["type"] == "job.failed"), None)
+        if result is not None and (result.get("attempt"), result.get("spec_hash")) != (directory.number, spec_hash):
+            failure = {"class": SYSTEM_ERROR, "message": "result.json belongs to another sweep or attempt."}
+            result = None
+        return Sight(
+            records=records,
+            started=beat is not None or bool(records) or after_seq > 0 or result is not None,
+            quiet_s=now - since,
+            result=result,
+            failure=failure,
+            ray_answers=jobs is not None,
+            job=(jobs or {}).get(submission_id),
+        )
+
+    def forget(self, submission_id: str) -> None:
+        """An attempt that ended needs no memory."""
+        self._beats.pop(submission_id, None)
+
+
+def judge(sight: Sight, *, stale_s: float, hung_s: float) -> Verdict:
+    """The driver's word counts; Ray's word counts only together with a heart that stood still for `stale_s`."""
+    if sight.result is not None:
+        return Verdict.SUCCEEDED
+    if sight.failure is not None:
+        return Verdict.FAILED
+    if sight.gone and sight.quiet_s >= stale_s:
+        return Verdict.LOST
+    if sight.job is not None and not sight.job.terminal and sight.started and sight.quiet_s >= hung_s:
+        return Verdict.HUNG
+    return Verdict.WAIT
+
+
+def words(sight: Sight, phase: str | None, *, stale_s: float) -> tuple[str, str]:
+    """(reason, message) of an attempt that goes on."""
+    if not sight.ray_answers:
+        return "RAY_UNREACHABLE", "Ray does not answer; what the driver writes is still read."
+    if sight.gone:
+        status = sight.job.status if sight.job else "nothing of it"
+        return "DRIVER_GONE", f"Ray says {status}; lost if its heartbeat stands still for {stale_s:g} s."
+    if not sight.started:
+        return "STARTING", "Ray starts the driver."
+    return (phase or "running").upper(), _PHASES.get(phase or "", "Runs.")
+
+
+def _failure(record: Record) -> dict[str, Any]:
+    data = record["data"]
+    return {"class": data.get("class") or SYSTEM_ERROR, "message": data.get("message") or record["message"]}
