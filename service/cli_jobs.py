@@ -34,6 +34,20 @@ def create(ctx: typer.Context, kind: Kind, file: Path, overrides: list[str], *, 
             follow(client, kind, created, quiet=as_json)
 
 
+def plan(ctx: typer.Context, kind: Kind, file: Path, overrides: list[str], *, as_json: bool) -> None:
+    """What the spec would do; nothing is made."""
+    spec = read_spec(file, overrides)
+    with session(ctx).connect() as client:
+        planned = client.plan(kind, spec)
+    if as_json:
+        print_json(planned)
+        return
+    counts, console = planned.get("plan") or {}, out()
+    console.print(f"{planned.get('name')} is a valid {kind[:-1]}; nothing was started", markup=False)
+    for key, value in counts.items():
+        console.print(f"  {key.replace('_', ' ')}: {value if value not in (None, []) else '-'}", markup=False)
+
+
 def follow(client: Client, kind: Kind, resource: Resource, *, quiet: bool = False) -> None:
     """Show it until it is over, then what it found. Raises `WorkFailed` unless it succeeded."""
     noun, name = kind[:-1], resource.name

@@ -16,6 +16,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change one value of the spec: budget.trials=4. May be repeated.")
 ]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Stay and show what happens until it is over.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the spec and show its plan; start nothing.")]
 Ref = Annotated[str, typer.Argument(help="Its name or id.", show_default=False)]
 
 sweep_app = typer.Typer(no_args_is_help=True, help="Searches over hyperparameters.")
@@ -24,7 +25,12 @@ run_app = typer.Typer(no_args_is_help=True, help="Single training jobs: the one-
 
 @sweep_app.command("create")
 def sweep_create(
-    ctx: typer.Context, file: SpecFile, set_: Overrides = None, stay: Watch = False, as_json: JsonFlag = False
+    ctx: typer.Context,
+    file: SpecFile,
+    set_: Overrides = None,
+    stay: Watch = False,
+    dry_run: DryRun = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Start a sweep from a spec.
 
@@ -36,12 +42,20 @@ def sweep_create(
       simpo sweep create -f sweep.yaml --set budget.trials=4 --set seed=1
       echo '{name: first, dataset: practice}' | simpo sweep create -f -
     """
-    cli_jobs.create(ctx, "sweeps", file, set_ or [], stay=stay, as_json=as_json)
+    if dry_run:
+        cli_jobs.plan(ctx, "sweeps", file, set_ or [], as_json=as_json)
+    else:
+        cli_jobs.create(ctx, "sweeps", file, set_ or [], stay=stay, as_json=as_json)
 
 
 @run_app.command("create")
 def run_create(
-    ctx: typer.Context, file: SpecFile, set_: Overrides = None, stay: Watch = False, as_json: JsonFlag = False
+    ctx: typer.Context,
+    file: SpecFile,
+    set_: Overrides = None,
+    stay: Watch = False,
+    dry_run: DryRun = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Train one model with the hyperparameters that the spec names.
 
@@ -49,7 +63,10 @@ def run_create(
     Example:
       echo '{name: one, method: {name: simpo, beta: 10}, learning_rate: 1.0e-4}' | simpo run create -f - --watch
     """
-    cli_jobs.create(ctx, "runs", file, set_ or [], stay=stay, as_json=as_json)
+    if dry_run:
+        cli_jobs.plan(ctx, "runs", file, set_ or [], as_json=as_json)
+    else:
+        cli_jobs.create(ctx, "runs", file, set_ or [], stay=stay, as_json=as_json)
 
 
 @sweep_app.command("list")

@@ -141,14 +141,17 @@ class Client:
         except ApiError as error:
             if error.status != 404:
                 raise
-            for resource in self.iterate(kind, limit=200):
-                if resource.name == name_or_id:
-                    return resource
+            for resource in self.iterate(kind, name=name_or_id):
+                return resource
             raise
 
     def cancel(self, kind: Literal["sweeps", "runs"], id: str) -> Resource:
         """Ask for the end of a sweep or run; the answer shows CANCELLING. Raises `ApiError` (409) when it is over."""
         return Resource.parse(self._post(f"/v1/{kind}/{_segment(id)}/cancel", None))
+
+    def plan(self, kind: Literal["sweeps", "runs"], body: Json) -> Json:
+        """Every check of `create` without making anything: {"spec": with all defaults, "plan": counts}."""
+        return self._post(f"/v1/{kind}?validate_only=true", body)
 
     def create_sweep(self, spec: Json, *, idempotency_key: str | None = None) -> Resource:
         """POST /v1/sweeps."""

@@ -137,6 +137,14 @@ def test_create_sends_the_spec_and_says_what_next(api: Api, tmp_path: Path) -> N
     }
 
 
+def test_a_dry_run_shows_the_plan(api: Api) -> None:
+    api.routes["POST /v1/sweeps"] = {"object": "plan", "name": "mine", "plan": {"trials": 4, "rung_steps": [2, 4]}}
+    result = simpo(api, "sweep", "create", "-f", "-", "--dry-run", stdin="{name: mine}")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "mine is a valid sweep; nothing was started\n  trials: 4\n  rung steps: [2, 4]\n"
+    assert api.calls[0].url.params["validate_only"] == "true"
+
+
 def test_create_reads_standard_input(api: Api) -> None:
     assert simpo(api, "sweep", "create", "-f", "-", "--json", stdin="{name: mine}").exit_code == 0
     assert api.sent("POST") == {"name": "mine"}
@@ -229,6 +237,7 @@ def test_a_failed_deployment_is_exit_code_1(api: Api) -> None:
 
 
 def test_deploy_of_an_unknown_sweep(api: Api) -> None:
+    api.routes["GET /v1/sweeps"] = api.routes["GET /v1/runs"]
     result = simpo(api, "deploy", "create", "winner", "--sweep", "nope")
     assert result.exit_code == 2
     assert "--sweep: there is no sweep or run 'nope'" in result.stderr
