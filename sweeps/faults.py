@@ -1,10 +1,11 @@
 """A spec's faults in the words of the person who wrote it: dotted field, message with the remedy. Light."""
 
+import dataclasses
 from typing import Any
 
 from pydantic import ValidationError
 
-from simpo.config import TokenPolicy, hyperparameters
+from simpo.config import TokenPolicy
 from simpo.errors import ConfigError
 from sweeps.spaces import AXIS_TYPES
 
@@ -44,7 +45,7 @@ def _fault(item: dict[str, Any]) -> tuple[str, str]:
     elif item["type"] == "unknown_key":
         place.append(str(context["key"]))
     elif item["type"] == "unexpected_keyword_argument":  # the one plain dataclass in a spec
-        message = f"unknown key: use one of {', '.join(hyperparameters(TokenPolicy))}"
+        message = f"unknown key: use one of {', '.join(field.name for field in dataclasses.fields(TokenPolicy))}"
     elif item["type"] == "missing":
         message = "is required"
     elif item["type"] not in ("axis_type", "extra_forbidden"):

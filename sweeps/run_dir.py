@@ -17,7 +17,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
@@ -61,7 +61,7 @@ class RunDir:
     """A sweep's directory. Making the object touches nothing."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root = Path(root).absolute()
 
     @property
     def spec_path(self) -> Path:
@@ -129,6 +129,8 @@ class Attempt:
         self.run = run
         self.number = number
         self.path = run.root / "attempts" / str(number)
+        self.listeners: list[Callable[[Record], None]] = []
+        """Called with each record once it is on disk, in the appending thread."""
         self._seq = 0
         self._beats = 0
         self._lock = threading.Lock()
@@ -142,9 +144,9 @@ class Attempt:
         """Where a trial's checkpoints lie."""
         return self.path / "trials" / trial_id
 
-    def relative(self, path: Path) -> str:
+    def relative(self, path: str | Path) -> str:
         """A path as results name it: relative to the run directory."""
-        return path.relative_to(self.run.root).as_posix()
+        return Path(path).relative_to(self.run.root).as_posix()
 
     def append(
         self, kind: str, message: str, data: Mapping[str, Any] | None = None, *, level: Level = "info"
@@ -164,7 +166,10 @@ class Attempt:
                 text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
                 _write_whole(self.path / "journal" / f"{records[0]['seq']:08d}.jsonl", text, exclusive=True)
                 self._seq = records[-1]["seq"]
-            return records
+        for record in records:
+            for listener in self.listeners:
+                listener(record)
+        return records
 
     def beat(self, counts: Mapping[str, Any]) -> None:
         """Replace the heartbeat with the next one."""

@@ -15,8 +15,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from simpo.config import METHODS, OptimConfig, TokenPolicy, TrainConfig, method_from_dict, method_to_dict
+from simpo.config import OptimConfig, TokenPolicy, TrainConfig
 from simpo.errors import ConfigError
+from simpo.methods import METHODS, method_from_dict, method_to_dict
 from sweeps.constraints import parse_constraint
 from sweeps.faults import SpecError, faults_of
 from sweeps.spaces import Axis, Scalar, check_space, default_space

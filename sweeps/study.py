@@ -18,7 +18,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from simpo.config import METHODS
+from simpo.methods import METHODS
 from sweeps.budget import BudgetPlan, plan_budget
 from sweeps.spaces import Choice, FloatRange, IntRange, LogFloatRange, Range, Scalar
 from sweeps.spec import Asha, SweepSpec, Tpe

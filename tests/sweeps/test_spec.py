@@ -20,7 +20,7 @@ def _range(low: float, high: float, kind: str = "float") -> dict[str, Any]:
 
 REFUSED = [
     # body, field, words of the remedy
-    ({"method": "ppo"}, "method", "use one of dpo, sft, simpo"),
+    ({"method": "ppo"}, "method", "use one of"),
     ({"speed": 1}, "speed", "use one of name, base_model"),
     ({"dataset": {"train": "practice", "test": "x"}}, "dataset.test", "use one of train, eval"),
     ({"tokens": {"maxlen": 9}}, "tokens.maxlen", "use one of max_length"),

@@ -1,0 +1,244 @@
+"""The life of one attempt, from spec.json to result.json: claim, prepare, search, finals, publish."""
+
+import _thread
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from simpo.errors import SimPOError
+from sweeps.budget import WallClock, plan_budget
+from sweeps.finals import Verdict, hold_finals
+from sweeps.leaderboard import leaderboard
+from sweeps.ledger import Ledger
+from sweeps.prepare import prepare
+from sweeps.prepared import Facts, load_facts, sealed_for
+from sweeps.pulse import Pulse
+from sweeps.ray_session import ray_session, trials_that_fit
+from sweeps.run_dir import Attempt, Record, RunDir
+from sweeps.searcher import StudySearcher
+from sweeps.spec import SweepSpec, parse_spec, spec_hash
+from sweeps.trial import run_trial
+from sweeps.worker import DRIVER_CPUS, run_worker_trial
+
+log = logging.getLogger(__name__)
+
+RETRIES = 2
+"""Times that a trial whose process died is started again, from its newest rung."""
+
+
+class Stopped(BaseException):
+    """The attempt was told to end. Not an Exception: Tune must not take it for a failed trial."""
+
+
+def run_attempt(
+    run: RunDir,
+    *,
+    number: int | None = None,
+    ray_address: str | None = None,
+    listeners: Sequence[Callable[[Record], None]] = (),
+) -> dict[str, Any]:
+    """Run one attempt of the sweep in `run` and return its result. `number` None: the next free one.
+
+    Raises AttemptClaimed, SimPOError (the user's to mend), Stopped (a signal, or a higher claim).
+    """
+    spec = parse_spec(run.read_spec(), source=str(run.spec_path))
+    attempt = run.claim_next() if number is None else run.claim(number)
+    attempt.listeners.extend(listeners)
+    clock = WallClock(spec.budget.wall_clock_s)
+    torch.set_num_threads(spec.parallel.trials)
+    started = {
+        "spec_hash": spec_hash(spec),
+        "name": spec.name,
+        "method": spec.method,
+        "plan": plan_budget(spec).as_dict(),
+    }
+    attempt.append("job.started", f"attempt {attempt.number} of {spec.name} starts", started)
+    with _stoppable() as stop, Pulse(attempt, stop.superseded) as pulse:
+        try:
+            return _Attempt(spec, attempt, clock, pulse, stop, ray_address).run()
+        except Stopped as stopped:
+            attempt.append("job.stopped", str(stopped), {"reason": str(stopped)}, level="warn")
+            raise
+        except SimPOError as error:
+            _note_failure(attempt, "USER_ERROR", error)
+            raise
+        except Exception as error:
+            _note_failure(attempt, "SYSTEM_ERROR", error)
+            raise
+
+
+class _Attempt:
+    """The phases, and what they hand on."""
+
+    def __init__(
+        self, spec: SweepSpec, attempt: Attempt, clock: WallClock, pulse: Pulse, stop: "_Stop", ray_address: str | None
+    ) -> None:
+        self.spec = spec
+        self.attempt = attempt
+        self.clock = clock
+        self.pulse = pulse
+        self.stop = stop
+        self.ray_address = ray_address
+        self._told = -1.0
+
+    def run(self) -> dict[str, Any]:
+        with self.clock.enter("preparing"):
+            prepared, facts = self._prepare()
+        ledger = Ledger(self.attempt, self.spec, prepared, self.clock)
+        self.pulse.counts, self.pulse.pids = ledger.counts, lambda: set(ledger.pids)
+        with self.clock.enter("searching"):
+            self._phase("searching", 0.0, f"searching: {self.spec.budget.trials} trials")
+            try:
+                self._search(ledger)
+            finally:
+                ledger.close()
+        with self.clock.enter("finals"):
+            self._phase("finals", 0.0, f"finals: {len(ledger.finalists())} finalists")
+            verdict = hold_finals(self.spec, facts, prepared, self.attempt.run, ledger.finalists(), self._evaluated)
+        result = self._result(facts, ledger, verdict)
+        self.attempt.publish_result(result)
+        self._phase("done", 1.0, "done")
+        best = result["best"]
+        self.attempt.append("job.finished", f"the winner is trial {best['trial_id']}", {"best": best})
+        return result
+
+    def _prepare(self) -> tuple[Path, Facts]:
+        """This attempt's prepared directory, or a predecessor's."""
+        earlier = [other.prepared for other in self.attempt.run.attempts() if other.number < self.attempt.number]
+        sealed = sealed_for(spec_hash(self.spec), earlier)
+        if sealed is None:
+            return self.attempt.prepared, prepare(self.spec, self.attempt.prepared, self._preparing)
+        facts = load_facts(sealed)
+        assert facts is not None  # sealed_for has just read it
+        self._phase("preparing", 1.0, f"as prepared by attempt {sealed.parent.name}")
+        return sealed, facts
+
+    def _search(self, ledger: Ledger) -> None:
+        workers = self.spec.parallel.workers_per_trial
+        cpus = self.spec.parallel.trials * workers
+        # Groups of workers come on top of their Tune functions, which wait in a sliver of a core.
+        with ray_session(self.ray_address, num_cpus=cpus + (workers > 1), multi_worker=workers > 1):
+            self.stop.install()  # ray.init has put its own handlers in place
+            fit = trials_that_fit(self.spec.parallel.trials, workers)
+            function = run_trial if workers == 1 else run_worker_trial
+            tuner = tune.Tuner(
+                tune.with_resources(function, {"CPU": 1 if workers == 1 else DRIVER_CPUS}),
+                tune_config=tune.TuneConfig(
+                    search_alg=StudySearcher(ledger, fit),
+                    num_samples=self.spec.budget.trials,
+                    max_concurrent_trials=fit,
+                    reuse_actors=True,
+                    trial_dirname_creator=_short_name,
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=str(self.attempt.path),
+                    failure_config=tune.FailureConfig(max_failures=RETRIES),
+                    verbose=0,
+                ),
+            )
+            tuner.fit()
+
+    def _result(self, facts: Facts, ledger: Ledger, verdict: Verdict) -> dict[str, Any]:
+        run, winner = self.attempt.run, verdict.winner
+        counts = ledger.counts()
+        counts.pop("RUNNING")
+        base = Path(facts.base)
+        made_here = base.is_absolute() and base.is_relative_to(run.root)
+        return {
+            "attempt": self.attempt.number,
+            "spec_hash": spec_hash(self.spec),
+            "state": "SUCCEEDED",
+            "method": self.spec.method,
+            "objective": self.spec.objective.model_dump(),
+            "best": {
+                "trial_id": winner.ask.trial_id,
+                "method": self.spec.method,
+                "params": winner.ask.params,
+                "value": winner.outcome.value,
+                "checkpoint": winner.checkpoint,
+                "step": winner.outcome.step,
+            },
+            "leaderboard": leaderboard(list(ledger.ended.values()), self.spec.objective),
+            "trials": counts,
+            "win_rate": None if verdict.tuned.win_rate is None else verdict.tuned.win_rate.as_dict(),
+            "accuracy": verdict.accuracy(),
+            "base": {"checkpoint": self.attempt.relative(base) if made_here else facts.base},
+            "probes": {"base": verdict.base.probes, "winner": verdict.tuned.probes},
+            "pairs": facts.pairs,
+            "dropped_rows": facts.dropped,
+            "seconds": {phase: round(seconds, 3) for phase, seconds in self.clock.seconds.items()},
+            "peak_memory_bytes": self.pulse.peak_memory_bytes,
+        }
+
+    def _preparing(self, share: float, message: str) -> None:
+        """Every tenth of the way, and at the ends."""
+        self.stop.check()
+        if share in (0.0, 1.0) or share - self._told >= 0.05:
+            self._told = share
+            self._phase("preparing", share, message)
+
+    def _phase(self, phase: str, progress: float, message: str) -> None:
+        self.attempt.append("job.phase", message, {"phase": phase, "progress": round(progress, 3)})
+
+    def _evaluated(self, message: str, data: dict[str, Any]) -> None:
+        self.stop.check()
+        self.attempt.append("eval.completed", message, data)
+
+
+class _Stop:
+    """Turns a signal, or a successor's claim, into Stopped in the main thread."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def install(self) -> None:
+        """Handle SIGTERM and SIGINT; only a main thread can."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._on_signal)
+
+    def superseded(self) -> None:
+        """Called from the pulse's thread."""
+        self.reason = "a newer attempt has taken over"
+        _thread.interrupt_main(signal.SIGTERM)
+
+    def check(self) -> None:
+        """Raise Stopped if it is time: a handler's exception can get lost in a library's callback."""
+        if self.reason is not None:
+            raise Stopped(self.reason)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.reason = self.reason or f"stopped by {signal.Signals(number).name}"
+        raise Stopped(self.reason)
+
+
+@contextmanager
+def _stoppable() -> Iterator[_Stop]:
+    stop = _Stop()
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
+    stop.install()
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _short_name(trial: Any) -> str:
+    return f"t{trial.trial_id}"
+
+
+def _note_failure(attempt: Attempt, kind: str, error: Exception) -> None:
+    log.error("attempt %d failed", attempt.number, exc_info=kind == "SYSTEM_ERROR")
+    message = str(error) or type(error).__name__
+    data = {"class": kind, "code": type(error).__name__, "message": message}
+    attempt.append("job.failed", message, data, level="error")

@@ -1,0 +1,244 @@
+"""The driver's side of a search: questions from the study, answers into the journal, best so far, what to keep.
+
+No Ray in here: `sweeps.searcher` carries the words between this ledger and Tune.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sweeps.budget import WallClock
+from sweeps.run_dir import Attempt, Level, Record, RunDir, read_journal
+from sweeps.spec import SweepSpec
+from sweeps.study import Ask, Outcome, Replay, State, Study
+from sweeps.trial import Assignment, Update
+
+ENDINGS: Mapping[State, str] = {
+    "COMPLETE": "trial.completed",
+    "PRUNED": "trial.pruned",
+    "FAILED": "trial.failed",
+    "INFEASIBLE": "trial.infeasible",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A trial that is over: its terminal record's data."""
+
+    ask: Ask
+    outcome: Outcome
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Held-out metrics at its last measurement."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of the objective at its last measurement."""
+    checkpoint: str | None = None
+    """Relative to the run directory; None when there is none, or it was dropped."""
+    seconds: float = 0.0
+
+    def data(self) -> dict[str, Any]:
+        """The terminal record's data."""
+        return {
+            "trial_id": self.ask.trial_id,
+            "number": self.ask.number,
+            "params": self.ask.params,
+            "metrics": self.metrics,
+            "interval": self.interval,
+            "checkpoint": self.checkpoint,
+            "seconds": self.seconds,
+            **self.outcome.as_dict(),
+        }
+
+
+class Ledger:
+    """One attempt's books. Not for several threads."""
+
+    def __init__(self, attempt: Attempt, spec: SweepSpec, prepared: Path, clock: WallClock) -> None:
+        self.attempt = attempt
+        self.spec = spec
+        self.prepared = prepared
+        self.clock = clock
+        self.ended: dict[int, Ended] = {}
+        self.pids: set[int] = set()
+        self._before = recorded_trials(attempt.run, below=attempt.number)
+        self.study = Study(spec, {number: trial.replay for number, trial in self._before.items()})
+        self._best: int | None = None
+        self._drained = False
+
+    def next(self) -> Assignment | None:
+        """The next trial to run, or None: wait, or (see `drained`) there is no more."""
+        if self.clock.left_s() <= 0:
+            self._drained = True
+        if self._drained:
+            return None
+        ask = self.study.ask()
+        self._adopt()
+        if ask is None:
+            self._drained = self.study.exhausted
+            return None
+        before = self._before.get(ask.number)
+        self.attempt.append(
+            "trial.created",
+            f"trial {ask.number} starts" if before is None else f"trial {ask.number} starts again",
+            {"trial_id": ask.trial_id, "number": ask.number, "params": ask.params, "cutoffs": ask.cutoffs},
+        )
+        return Assignment(
+            trial_id=ask.trial_id,
+            params=ask.params,
+            cutoffs=ask.cutoffs,
+            run_dir=str(self.attempt.run.root),
+            prepared=str(self.prepared.absolute()),
+            directory=str(self.attempt.trial_path(ask.trial_id)),
+            resume=[] if before is None else [str(path) for path in before.directories],
+            deadline=self.clock.deadline,
+            workers=self.spec.parallel.workers_per_trial,
+        )
+
+    @property
+    def drained(self) -> bool:
+        """Whether no further trial will start."""
+        return self._drained
+
+    def update(self, number: int, update: Update) -> None:
+        """Write what a running trial tells. An end waits for `end`."""
+        ask = self.study.asks[number]
+        where = {"trial_id": ask.trial_id, "number": number, "step": update.step}
+        self.pids.add(update.pid)
+        if update.kind == "progress":
+            curve = {key: update.metrics[key] for key in CURVE}
+            message = f"trial {number} step {update.step} of {self.study.plan.steps}: loss {curve['loss']:.4f}"
+            self.attempt.append("trial.progress", message, {**where, **curve})
+        elif update.kind == "rung":
+            value = update.metrics[self.spec.objective.metric]
+            message = f"trial {number} at step {update.step}: {self.spec.objective.metric} {value:.4f}"
+            self.attempt.append("trial.rung", message, {**where, "metrics": update.metrics, "value": value})
+
+    def end(self, number: int, update: Update | None) -> None:
+        """Close a trial. `update` is its last word; None, or one without an outcome: its process died."""
+        if number in self.ended:
+            return
+        if update is None or update.outcome is None:
+            step = 0 if update is None else update.step
+            died = Outcome(state="FAILED", step=step, reason="the trial's process died (out of memory?)")
+            update = Update(kind="end", step=step, outcome=died)
+        assert update.outcome is not None
+        self.study.complete(number, update.outcome)
+        ended = Ended(
+            ask=self.study.asks[number],
+            outcome=self.study.outcomes[number],
+            metrics=update.metrics,
+            interval=update.interval,
+            checkpoint=None if update.checkpoint is None else self.attempt.relative(update.checkpoint),
+            seconds=update.seconds,
+        )
+        self.ended[number] = ended
+        self._write_end(ended)
+        self._crown()
+        self._sweep_out()
+
+    def close(self) -> None:
+        """Tell Optuna what is left."""
+        self.study.close()
+
+    def counts(self) -> dict[str, int]:
+        """Trials by state, RUNNING included."""
+        states: Counter[str] = Counter(ended.outcome.state for ended in self.ended.values())
+        running = len(self.study.asks) - len(self.study.outcomes)
+        return {**{state: states[state] for state in ENDINGS}, "RUNNING": running}
+
+    def finalists(self) -> list[Ended]:
+        """The best complete trials that still have a checkpoint, best first."""
+        ranked = [self.ended[number] for number in self.study.ranked()]
+        return [ended for ended in ranked if ended.checkpoint is not None][: self.spec.finals.candidates]
+
+    def _adopt(self) -> None:
+        """Trials that a predecessor finished: already told to the study, already in its journal."""
+        for number, outcome in self.study.outcomes.items():
+            if number in self.ended:
+                continue
+            facts = dict(self._before[number].facts)
+            if facts["checkpoint"] and not (self.attempt.run.root / facts["checkpoint"]).is_dir():
+                facts["checkpoint"] = None  # its own attempt dropped it later
+            self.ended[number] = Ended(ask=self.study.asks[number], outcome=outcome, **facts)
+        self._best = self.study.best()
+
+    def _write_end(self, ended: Ended) -> None:
+        outcome, number = ended.outcome, ended.ask.number
+        how = {"COMPLETE": "is complete", "PRUNED": "was stopped early", "FAILED": "failed"}
+        message = f"trial {number} {how.get(outcome.state, 'broke a constraint')}"
+        if outcome.state == "COMPLETE":
+            message += f": {self.spec.objective.metric} {outcome.value:.4f}"
+        elif outcome.reason:
+            message += f": {outcome.reason}"
+        level: Level = "warn" if outcome.state == "FAILED" else "info"
+        self.attempt.append(ENDINGS[outcome.state], message, ended.data(), level=level)
+
+    def _crown(self) -> None:
+        best = self.study.best()
+        if best is None or best == self._best:
+            return
+        self._best = best
+        ended = self.ended[best]
+        self.attempt.append(
+            "best.updated",
+            f"best so far: trial {best}, {self.spec.objective.metric} {ended.outcome.value:.4f}",
+            {"trial_id": ended.ask.trial_id, "value": ended.outcome.value, "params": ended.ask.params},
+        )
+
+    def _sweep_out(self) -> None:
+        """Drop what no one will read: ways back into ended trials, weights that fell out of the kept ranks."""
+        keep = set(self.study.ranked()[: max(self.spec.finals.candidates, KEEP)])
+        for number, ended in self.ended.items():
+            directory = self.attempt.trial_path(ended.ask.trial_id)
+            if number not in keep and directory.exists():
+                shutil.rmtree(directory, ignore_errors=True)
+                self.ended[number] = replace(ended, checkpoint=None)
+            for rung in directory.glob("rung-*"):
+                shutil.rmtree(rung, ignore_errors=True)
+
+
+KEEP = 3
+"""Checkpoints of at least so many best trials stay on disk."""
+
+CURVE = ("loss", "margin", "accuracy", "grad_norm", "learning_rate")
+
+
+@dataclass(kw_only=True)
+class Recorded:
+    """What all predecessors' journals know of a trial."""
+
+    params: dict[str, Any]
+    directories: list[Path] = field(default_factory=list)
+    """Where its attempts kept its checkpoints."""
+    outcome: Outcome | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    """metrics, interval, checkpoint, seconds of the terminal record."""
+
+    @property
+    def replay(self) -> Replay:
+        """The study's view."""
+        return Replay(params=self.params, outcome=self.outcome)
+
+
+def recorded_trials(run: RunDir, *, below: int) -> dict[int, Recorded]:
+    """Every trial of the attempts under `below`, by number; the first end of a trial counts."""
+    trials: dict[int, Recorded] = {}
+    ended = set(ENDINGS.values())
+    for attempt in run.attempts():
+        for record in read_journal(attempt) if attempt.number < below else []:
+            data = record["data"]
+            if record["type"] == "trial.created":
+                known = trials.setdefault(data["number"], Recorded(params=data["params"]))
+                known.directories.append(attempt.trial_path(data["trial_id"]))
+            elif record["type"] in ended:
+                _note_end(trials, record)
+    return trials
+
+
+def _note_end(trials: dict[int, Recorded], record: Record) -> None:
+    known = trials.get(record["data"]["number"])
+    if known is not None and known.outcome is None:
+        known.outcome = Outcome.from_dict(record["data"])
+        known.facts = {key: record["data"][key] for key in ("metrics", "interval", "checkpoint", "seconds")}

@@ -1,0 +1,64 @@
+"""The driver's pulse: a thread that beats the attempt's heart, weighs the process tree and looks for a successor."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psutil
+
+from sweeps.run_dir import Attempt, RunDirError
+
+BEAT_S = 1.0
+WEIGH_EVERY = 3
+"""Beats between two looks at the memory: reading the shares of every process costs tens of milliseconds."""
+
+
+class Pulse:
+    """`with Pulse(attempt, on_superseded): ...`. Counts and phase are set by the driver, read by the thread."""
+
+    def __init__(self, attempt: Attempt, on_superseded: Callable[[], None]) -> None:
+        self.counts: Callable[[], Mapping[str, Any]] = dict
+        self.pids: Callable[[], set[int]] = set
+        """Processes outside of our own tree that work for us: trials of a cluster on this machine."""
+        self.peak_memory_bytes = 0
+        self._attempt = attempt
+        self._on_superseded = on_superseded
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+
+    def __enter__(self) -> "Pulse":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        beats = 0
+        while True:
+            if beats % WEIGH_EVERY == 0:
+                self.peak_memory_bytes = max(self.peak_memory_bytes, memory_bytes(self.pids()))
+            with contextlib.suppress(RunDirError):  # a full disk: the reader will see that the heart has stopped
+                self._attempt.beat({**self.counts(), "peak_memory_bytes": self.peak_memory_bytes})
+            if self._attempt.superseded():
+                self._on_superseded()
+                return
+            beats += 1
+            if self._stop.wait(BEAT_S):
+                return
+
+
+def memory_bytes(others: set[int]) -> int:
+    """Memory of this process, its descendants and `others`; what processes share is counted once (PSS)."""
+    own = psutil.Process()
+    tree = {process.pid: process for process in (own, *own.children(recursive=True))}
+    for pid in others - tree.keys():
+        with contextlib.suppress(psutil.Error):
+            tree[pid] = psutil.Process(pid)
+    total = 0
+    for process in tree.values():
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            total += process.memory_full_info().pss
+    return total

@@ -1,0 +1,69 @@
+"""The bridge between Ray Tune and the ledger. All decisions are made elsewhere; Tune only runs what it is given.
+
+Ray's own OptunaSearch tells Optuna that stopped trials are complete and leaves others running for ever.
+"""
+
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from sweeps.ledger import Ledger
+from sweeps.trial import Update
+
+
+class StudySearcher(Searcher):
+    """Asks the ledger for trials, carries their words back. One search, one process; never restored from a file."""
+
+    def __init__(self, ledger: Ledger, max_concurrent: int) -> None:
+        super().__init__()
+        self._ledger = ledger
+        self._max_concurrent = max_concurrent
+        # Tune names its trials itself; ours are stable over attempts.
+        self._numbers: dict[str, int] = {}
+        self._last: dict[str, Update] = {}
+        self._live: set[str] = set()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """A trial's config; None: nothing now; FINISHED: no more."""
+        if len(self._live) >= self._max_concurrent:
+            return None
+        assignment = self._ledger.next()
+        if assignment is None:
+            return Searcher.FINISHED if self._ledger.drained else None
+        self._numbers[trial_id] = int(assignment.trial_id.rpartition("_")[2])
+        self._live.add(trial_id)
+        return assignment.as_config()
+
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """Kept here, or Tune would wrap this searcher in a limiter of its own."""
+        self._max_concurrent = max_concurrent
+        return True
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Every report but the one that Tune repeats at the end."""
+        update = Update.from_result(result)
+        if update is not None and trial_id in self._live:
+            self._last[trial_id] = update
+            self._ledger.update(self._numbers[trial_id], update)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Once a trial. Its last update has the outcome, unless its process died."""
+        if trial_id not in self._live:
+            return
+        self._live.discard(trial_id)
+        update = None if result is None else Update.from_result(result)
+        self._ledger.end(self._numbers[trial_id], update or self._last.pop(trial_id, None))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is the search's memory."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: the journal is the search's memory."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Refused: Tune's files are pickles, and the journal knows more."""
+        raise NotImplementedError("a search is resumed from its journal: python -m sweeps resume DIR")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher into a file that nobody reads: leave the study and the journal out of it."""
+        return {}

@@ -1,0 +1,315 @@
+"""One trial after another in one warm process: the model, data and imports are paid once, a further trial costs a copy.
+
+`train_trial` is a generator that knows nothing of Ray; `run_trial` is the function that Tune calls. A trial ends
+itself at a rung, at a broken constraint or at the deadline: nothing is ever killed (a killed worker group can
+keep its resources for ever).
+"""
+
+import gc
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from simpo.checkpoint import newest_valid, read_manifest, restore, save_checkpoint
+from simpo.config import OptimConfig
+from simpo.errors import NonFiniteStep, SimPOError
+from simpo.fit import TrainState, fit
+from simpo.methods import method_from_dict, method_to_dict
+from simpo.model import load_model, load_tokenizer
+from sweeps.budget import plan_budget
+from sweeps.constraints import violations
+from sweeps.prepare import RUNG_SEED, measure_on
+from sweeps.prepared import HeldOut, load_facts, load_plan, load_reference
+from sweeps.run_dir import RunDir
+from sweeps.spec import SweepSpec, parse_spec
+from sweeps.study import Outcome, State
+
+PROGRESS_REPORTS = 12
+"""About so many progress reports a trial: a curve for people, a trickle for the journal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What a trial is told. Travels as plain JSON values in Tune's config."""
+
+    trial_id: str
+    params: dict[str, Any]
+    """learning_rate and hyperparameters."""
+    cutoffs: dict[int, float]
+    """Step of a rung -> objective value to reach."""
+    run_dir: str
+    prepared: str
+    """Directory sealed by sweeps.prepare."""
+    directory: str
+    """Where this trial keeps its checkpoints."""
+    resume: list[str]
+    """Predecessors' directories of this trial, to go on from the newest valid checkpoint."""
+    deadline: float | None
+    """Unix seconds after which the trial stops itself."""
+    workers: int = 1
+
+    def as_config(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"assignment": json.dumps(asdict(self))}
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> "Assignment":
+        """The inverse of `as_config`."""
+        values = json.loads(config["assignment"])
+        return Assignment(**{**values, "cutoffs": {int(step): value for step, value in values["cutoffs"].items()}})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What a trial tells its driver."""
+
+    kind: Literal["progress", "rung", "end"]
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    """progress: the newest step report. rung and end: measured on held-out data."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of the objective, where it was measured."""
+    outcome: Outcome | None = None
+    """Set at the end."""
+    checkpoint: str | None = None
+    """Absolute path of the full-budget checkpoint."""
+    seconds: float = 0.0
+    """Since the trial began."""
+    pid: int = 0
+    """Of the reporting process, for the memory count."""
+
+    def as_result(self) -> dict[str, Any]:
+        """One text value: Tune flattens nested results."""
+        return {"update": json.dumps(asdict(self)), "step": self.step}
+
+    @staticmethod
+    def from_result(result: Mapping[str, Any]) -> "Update | None":
+        """The inverse of `as_result`; None for a result that holds no update."""
+        if "update" not in result:
+            return None
+        values = json.loads(result["update"])
+        outcome = values.pop("outcome")
+        interval = values.pop("interval")
+        return Update(
+            **values,
+            interval=None if interval is None else (interval[0], interval[1]),
+            outcome=None if outcome is None else Outcome.from_dict(outcome),
+        )
+
+
+class Workbench:
+    """What one process keeps between trials."""
+
+    def __init__(self, run_dir: str, prepared: str) -> None:
+        self.spec: SweepSpec = parse_spec(RunDir(run_dir).read_spec())
+        directory = Path(prepared)
+        facts = load_facts(directory)
+        assert facts is not None, f"{directory} is not sealed"
+        self.facts = facts
+        self.plan = load_plan(directory)
+        self.reference = load_reference(directory)
+        self.rungs = HeldOut.load(directory / "rungs")
+        self.tokenizer = load_tokenizer(facts.base)
+        self.model = load_model(facts.base, dtype=self.spec.train.dtype)
+        self._base_weights = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
+
+    def fresh_model(self) -> Any:
+        """The one model of this process, with the base model's weights again."""
+        with torch.no_grad():
+            for name, weight in self.model.named_parameters():
+                weight.copy_(self._base_weights[name])
+                weight.grad = None
+        return self.model
+
+
+def train_trial(
+    bench: Workbench, assignment: Assignment, *, clock: Callable[[], float] = time.time
+) -> Iterator[Update]:
+    """Train one trial, yielding updates; the last one has the outcome. Inside a process group every rank runs this.
+
+    Raises what is a bug or a lost machine; a setting that trains to NaN is an outcome.
+    """
+    began = time.monotonic()
+    step = 0
+    rungs: dict[int, float] = {}
+
+    def update(kind: Literal["progress", "rung", "end"], metrics: Mapping[str, float], **more: Any) -> Update:
+        seconds = round(time.monotonic() - began, 3)
+        return Update(kind=kind, step=step, metrics=dict(metrics), seconds=seconds, pid=os.getpid(), **more)
+
+    try:
+        state, rungs = _begin(bench, assignment)
+        step = state.step
+        total, metric = state.total_steps, bench.spec.objective.metric
+        rung_steps = (*plan_budget(bench.spec).rung_steps, total)
+        every = max(1, total // PROGRESS_REPORTS)
+        method = method_from_dict({"name": bench.spec.method, **_hyperparameters(assignment.params)})
+        late = _agreed(lambda: assignment.deadline is not None and clock() > assignment.deadline)
+        for report in fit(state, bench.plan, method, reference=bench.reference, stop=late):
+            step = report.step
+            if step % every == 0 or step in rung_steps:
+                yield update("progress", report.metrics())
+            if step not in rung_steps:
+                continue
+            measured, interval = _measured(bench)
+            rungs[step] = measured[metric]
+            outcome = _verdict(bench.spec, assignment, step, total, rungs, measured)
+            if step < total:
+                yield update("rung", measured, interval=interval)
+            if outcome is not None:
+                kept = _keep(bench, assignment, state, rungs, "final") if outcome.state == "COMPLETE" else None
+                yield update("end", measured, interval=interval, outcome=outcome, checkpoint=kept)
+                return
+            _keep(bench, assignment, state, rungs, f"rung-{step:06d}")
+        late_outcome = Outcome(
+            state="PRUNED",
+            step=step,
+            value=rungs[max(rungs)] if rungs else None,
+            rungs=rungs,
+            reason="the wall-clock budget was spent",
+        )
+        yield update("end", {}, outcome=late_outcome)
+    except (NonFiniteStep, SimPOError) as error:
+        failed = Outcome(state="FAILED", step=step, rungs=rungs, reason=str(error))
+        yield update("end", {}, outcome=failed)
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """The function that Tune calls, in a process that has run trials before or has not."""
+    from ray import tune  # noqa: PLC0415  # lazy: train_trial and its tests work without Ray
+
+    assignment = Assignment.from_config(config)
+    torch.set_num_threads(1)  # one trial, one core: the plan's parallelism is over trials
+    try:
+        for update in train_trial(workbench(assignment), assignment):
+            tune.report(update.as_result())
+    except Exception as error:  # a bug here must end one trial with its reason, not the sweep
+        _BENCHES.clear()
+        failed = Outcome(state="FAILED", reason=f"{type(error).__name__}: {error}")
+        tune.report(Update(kind="end", step=0, outcome=failed, pid=os.getpid()).as_result())
+    finally:
+        gc.collect()
+
+
+_BENCHES: dict[str, Workbench] = {}
+
+
+def workbench(assignment: Assignment) -> Workbench:
+    """This process's workbench for a prepared directory, made on first use. One is kept."""
+    if assignment.prepared not in _BENCHES:
+        _BENCHES.clear()
+        _BENCHES[assignment.prepared] = Workbench(assignment.run_dir, assignment.prepared)
+    return _BENCHES[assignment.prepared]
+
+
+def _begin(bench: Workbench, assignment: Assignment) -> tuple[TrainState, dict[int, float]]:
+    """A fresh state, or one from the newest valid checkpoint of this attempt or a predecessor; rungs passed so far."""
+    spec = bench.spec
+    torch.manual_seed(spec.seed)
+    optim = OptimConfig(learning_rate=float(assignment.params["learning_rate"]), **spec.optim.model_dump())
+    model = bench.fresh_model()
+    found = [newest_valid(parent) for parent in (assignment.directory, *assignment.resume)]
+    rungs = sorted((path.name, path) for path in found if path is not None and path.name.startswith("rung-"))
+    if rungs:
+        newest = rungs[-1][1]
+        passed = read_manifest(newest, verify=False)["rungs"]
+        state = restore(newest, model, optim, spec.budget.steps)
+        return state, {int(step): value for step, value in passed.items()}
+    return TrainState.fresh(model, optim, spec.budget.steps), {}
+
+
+def _verdict(
+    spec: SweepSpec,
+    assignment: Assignment,
+    step: int,
+    total: int,
+    rungs: Mapping[int, float],
+    measured: Mapping[str, float],
+) -> Outcome | None:
+    """How the trial ends at this rung, or None when it goes on."""
+    value = rungs[step]
+    broken = violations(spec.constraints, measured)
+
+    def ended(state: State, reason: str = "") -> Outcome:
+        return Outcome(state=state, step=step, value=value, rungs=dict(rungs), constraints=broken, reason=reason)
+
+    if any(violation > 0 for violation in broken.values()):
+        named = [
+            f"{probe} is {measured.get(probe, math.nan):.3g}, wanted {spec.constraints[probe]}"
+            for probe, violation in broken.items()
+            if violation > 0
+        ]
+        return ended("INFEASIBLE", ", ".join(named))
+    if step == total:
+        return ended("COMPLETE")
+    cutoff = assignment.cutoffs.get(step)
+    sign = 1 if spec.objective.goal == "maximize" else -1
+    if cutoff is not None and sign * value < sign * cutoff:
+        return ended("PRUNED", f"{spec.objective.metric} {value:.4g} at step {step} misses the cut-off {cutoff:.4g}")
+    return None
+
+
+def _measured(bench: Workbench) -> tuple[dict[str, float], tuple[float, float]]:
+    """Held-out metrics and the objective's interval, measured by rank 0 and known to all."""
+    told: list[Any] = [_measure(bench) if not dist.is_initialized() or dist.get_rank() == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(told, src=0)
+    metrics, interval = told[0]
+    return metrics, interval
+
+
+def _measure(bench: Workbench) -> tuple[dict[str, float], tuple[float, float]]:
+    seed = bench.spec.seed + RUNG_SEED
+    measured = measure_on(bench.spec, bench.facts, bench.rungs, bench.model, bench.tokenizer, seed=seed)
+    return measured.metrics(), measured.interval(bench.spec.objective.metric)
+
+
+def _agreed(late: Callable[[], bool]) -> Callable[[], bool]:
+    """A stop question that all ranks answer alike: rank 0's clock decides."""
+
+    def ask() -> bool:
+        if not dist.is_initialized():
+            return late()
+        told = torch.tensor([int(late())])
+        dist.broadcast(told, src=0)
+        return bool(told.item())
+
+    return ask
+
+
+def _keep(bench: Workbench, assignment: Assignment, state: TrainState, rungs: Mapping[int, float], name: str) -> str:
+    """Save a checkpoint (rank 0) and return its place. Rung checkpoints can be resumed, the final one is served."""
+    target = Path(assignment.directory) / name
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        params = dict(assignment.params)
+        rate = params.pop("learning_rate")
+        save_checkpoint(
+            target,
+            model=state.model,
+            tokenizer=bench.tokenizer,
+            state=state if name != "final" else None,
+            manifest={
+                "step": state.step,
+                "trial_id": assignment.trial_id,
+                "method": method_to_dict(method_from_dict({"name": bench.spec.method, **_hyperparameters(params)})),
+                "learning_rate": rate,
+                "seed": bench.spec.seed,
+                "rungs": dict(rungs),
+                "tokens": asdict(bench.spec.tokens),
+                "stop_token_ids": bench.facts.stop_ids,
+                "spec_hash": bench.facts.spec_hash,
+            },
+        )
+    return str(target)
+
+
+def _hyperparameters(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in params.items() if key != "learning_rate"}
