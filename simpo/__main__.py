@@ -17,11 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers.utils import logging as transformers_logging
 
 from simpo.checkpoint import newest_valid, restore, save_checkpoint
-from simpo.config import METHODS, Method, OptimConfig, TokenPolicy, TrainConfig, method_from_dict, method_to_dict
+from simpo.config import OptimConfig, TokenPolicy, TrainConfig
 from simpo.errors import ConfigError, DataError, NonFiniteStep, SimPOError
 from simpo.evaluation.preference import PreferenceReport, preference_accuracy
 from simpo.fit import TrainState, fit
 from simpo.generate import generate
+from simpo.methods import METHODS, Method, method_from_dict, method_to_dict
 from simpo.model import load_model, load_tokenizer
 from simpo.objectives import objective_of
 from simpo.packing import PairStore, TokenPair, build_plan
@@ -72,7 +73,9 @@ def train(args: argparse.Namespace) -> None:
         chosen_only=objective_of(method).chosen_only,
     )
     model = load_model(args.model, dtype=config.dtype)
-    reference = reference_of(model, plan.pairs, config.token_budget) if method.needs_reference else None
+    reference = None
+    if method.needs_reference:
+        reference = reference_of(model, plan, mismatched=objective_of(method).needs_kl_batch)
     resumed = newest_valid(args.out) if args.resume else None
     state = (
         restore(resumed, model, optim, config.steps) if resumed else TrainState.fresh(model, optim, config.steps)

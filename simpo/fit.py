@@ -19,13 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from simpo.config import Method, OptimConfig
+from simpo.config import OptimConfig
 from simpo.errors import ConfigError, NonFiniteStep
+from simpo.methods import Method
 from simpo.objectives import Loss, loss_and_sum_gradients, objective_of
 from simpo.optim import adamw, learning_rate
 from simpo.packing import MicroBatch, PackedPlan
 from simpo.reference import Reference
-from simpo.scores import head_with_gradient, hidden_rows, scores_of
+from simpo.scores import head_sums, head_with_gradient, hidden_rows, scores_of
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,11 @@ def fit(
     `stop` is asked before each step. Raises ConfigError for a plan or reference that does not fit, NonFiniteStep before
     weights would move on a loss or gradient that is not finite.
     """
-    needs_reference = objective_of(method).needs_reference
-    if needs_reference and reference is None:
+    objective = objective_of(method)
+    if objective.needs_reference and reference is None:
         raise ConfigError(f"{method.name} needs one: make it with reference_of()", "reference")
+    if objective.needs_kl_batch and (reference is None or reference.mismatched_SB2 is None):
+        raise ConfigError(f"{method.name} needs one with mismatched pairs: reference_of(mismatched=True)", "reference")
     if state.total_steps > plan.num_steps:
         raise ConfigError(f"is {state.total_steps}, the plan covers only {plan.num_steps}: make a longer plan", "steps")
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -110,13 +113,17 @@ def fit(
         started = time.perf_counter()
         batches = plan.step(state.step, rank=rank, world_size=world_size)
         sums = torch.zeros(len(_MEANS), dtype=torch.float64)
-        mean_chosen_len = plan.chosen_tokens(state.step) / plan.batch_pairs
+        step = StepContext(
+            method=method,
+            global_pairs=plan.batch_pairs,
+            mean_chosen_len=plan.chosen_tokens(state.step) / plan.batch_pairs,
+            reference=reference if objective.needs_reference else None,
+            kl=_kl_estimate(state, plan, reference, rank, world_size) if objective.needs_kl_batch else None,
+        )
         for parameter in (*state.weights, *state.model.parameters()):
             parameter.grad = None
         for batch in batches:
-            loss, sums_2B = accumulate(
-                state, batch, method, plan.batch_pairs, mean_chosen_len, reference if needs_reference else None
-            )
+            loss, sums_2B = accumulate(state, batch, step)
             sums += _batch_sums(loss, sums_2B, batch)
         if world_size > 1:
             _sum_over_workers(state.weights, sums)
@@ -137,32 +144,42 @@ def fit(
 _MEANS = ("loss", "accuracy", "margin", "chosen_logp", "rejected_logp")
 
 
-def accumulate(
-    state: TrainState,
-    batch: MicroBatch,
-    method: Method,
-    global_pairs: int,
-    mean_chosen_len: float,
-    reference: Reference | None,
-) -> tuple[Loss, Tensor]:
-    """Forward and backward of one micro-batch: its share of the gradient of the mean over the global batch."""
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """What a micro-batch must know of the step it belongs to."""
+
+    method: Method
+    global_pairs: int
+    """Pairs of the step over all micro-batches and workers: the loss is their mean."""
+    mean_chosen_len: float
+    """Chosen tokens a pair over the same."""
+    reference: Reference | None = None
+    kl: float | None = None
+
+
+def accumulate(state: TrainState, batch: MicroBatch, step: StepContext) -> tuple[Loss, Tensor]:
+    """Forward and backward of one micro-batch: its share of the gradient of the mean over the global batch.
+
+    Returns the loss of its pairs and the summed log-probabilities of its responses, shape 2B.
+    """
     model = state.model
     head = model.get_output_embeddings().weight
     hidden_Sh = hidden_rows(model, batch)
-    reference_2B = None if reference is None else reference.sums_of(batch.pair_ids)
+    reference_2B = None if step.reference is None else step.reference.sums_of(batch.pair_ids)
     losses: list[Loss] = []
 
     def coefficients(sums_2b: Tensor, pairs: Sequence[int]) -> Tensor:
         part = slice(2 * pairs[0], 2 * pairs[-1] + 2)
         scores = scores_of(
             sums_2b,
-            dataclasses.replace(batch, lengths_2B=batch.lengths_2B[part]),
-            mean_chosen_len=mean_chosen_len,
+            batch.lengths_2B[part],
+            mean_chosen_len=step.mean_chosen_len,
             reference_2B=None if reference_2B is None else reference_2B[part],
+            kl=step.kl,
         )
-        loss, chosen_B, rejected_B = loss_and_sum_gradients(scores, method)
+        loss, chosen_B, rejected_B = loss_and_sum_gradients(scores, step.method)
         losses.append(loss)
-        return torch.stack((chosen_B, rejected_B), dim=1).reshape(-1) / global_pairs
+        return torch.stack((chosen_B, rejected_B), dim=1).reshape(-1) / step.global_pairs
 
     with torch.no_grad():
         grad_head_Vh = torch.zeros_like(head, dtype=torch.float32) if head.requires_grad else None
@@ -171,6 +188,24 @@ def accumulate(
     _collect(state, head, grad_head_Vh)
     merged = Loss(*(torch.cat(parts) for parts in zip(*map(_fields, losses), strict=True)))
     return merged, sums_2B
+
+
+@torch.no_grad()
+def _kl_estimate(
+    state: TrainState, plan: PackedPlan, reference: Reference | None, rank: int, world_size: int
+) -> float:
+    """z of KTO: max(0, mean of S - R over the mismatched responses of the whole step)."""
+    assert reference is not None and reference.mismatched_SB2 is not None  # checked by fit()
+    store = plan.mismatched(state.step)
+    head = state.model.get_output_embeddings().weight
+    total = torch.zeros(1, dtype=torch.float64)
+    for batch in store.evaluation_batches(plan.token_budget)[rank::world_size]:
+        sums_2B = head_sums(hidden_rows(state.model, batch), head, batch).cpu()
+        reference_2B = reference.mismatched_SB2[state.step][list(batch.pair_ids)].reshape(-1)
+        total += (sums_2B - reference_2B).double().sum()
+    if world_size > 1:
+        dist.all_reduce(total)
+    return max(0.0, float(total) / (2 * plan.batch_pairs))
 
 
 def _fields(loss: Loss) -> tuple[Tensor, Tensor, Tensor]:

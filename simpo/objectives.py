@@ -1,6 +1,6 @@
 """Every objective as a pure function of `Scores`, and the one table that knows them by name.
 
-To add a method: a config class in `config.py`, one function here with its equation and source, one row in OBJECTIVES,
+To add a method: a config class in `methods.py`, one function here with its equation and source, one row in OBJECTIVES,
 one vector in `tests/simpo/test_objectives.py`.
 
 Notation: S summed response log-probability, n counted response tokens, a = S / n, R the sum under the reference model;
@@ -13,10 +13,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, sigmoid
 from torch.nn.functional import logsigmoid, relu
 
-from simpo.config import DPO, METHODS, SFT, Method, SimPO
+from simpo.errors import ConfigError
+from simpo.methods import (
+    CPO,
+    DPO,
+    IPO,
+    KTO,
+    METHODS,
+    ORPO,
+    RDPO,
+    RRHF,
+    SFT,
+    AlphaPO,
+    Method,
+    Nll,
+    SimPO,
+    SLiC,
+)
 from simpo.scores import Scores
 
 
@@ -46,6 +62,98 @@ class Objective:
     """Never reads the rejected side, so the plan may leave it out."""
 
 
+def sft(scores: Scores, hp: SFT) -> Loss:
+    """Supervised fine-tuning: NLL of the chosen tokens, averaged over all chosen tokens of the global batch.
+
+    The rewards reported are mean log-probabilities; a row without a rejected side has a rejected reward of 0.
+    """
+    rejected_B = scores.rejected_sum_B / scores.rejected_len_B.clamp(min=1)
+    return Loss(_nll(scores, "token_mean"), scores.chosen_mean_B, rejected_B)
+
+
+def rrhf(scores: Scores, hp: RRHF) -> Loss:
+    """RRHF (Yuan et al. 2023) as in Table 3 of the SimPO paper: L = max(0, a_l - a_w) + lambda * NLL."""
+    chosen_B, rejected_B = scores.chosen_mean_B, scores.rejected_mean_B
+    return Loss(relu(rejected_B - chosen_B) + hp.sft_weight * _nll(scores, hp.nll), chosen_B, rejected_B)
+
+
+def slic(scores: Scores, hp: SLiC) -> Loss:
+    """SLiC-HF (Zhao et al. 2023): L = max(0, delta - S_w + S_l) + lambda * NLL. Sums, not averages."""
+    chosen_B, rejected_B = scores.chosen_sum_B, scores.rejected_sum_B
+    loss_B = relu(hp.delta - chosen_B + rejected_B) + hp.sft_weight * _nll(scores, hp.nll)
+    return Loss(loss_B, chosen_B, rejected_B)
+
+
+def dpo(scores: Scores, hp: DPO) -> Loss:
+    """DPO, Eq. 7 of Rafailov et al. 2023 (arXiv 2305.18290): L = -log sigma(beta * h), h = (S_w - R_w) - (S_l - R_l).
+
+    label smoothing e: conservative -(1 - e) log sigma(beta h) - e log sigma(-beta h);
+    robust (Chowdhury et al. 2024, arXiv 2403.00409): [-(1 - e) log sigma(beta h) + e log sigma(-beta h)] / (1 - 2e)
+    length_normalised (Tulu 3, arXiv 2411.15124): h = (S_w - R_w) / n_w - (S_l - R_l) / n_l
+    """
+    chosen_B, rejected_B = _log_ratios(scores)
+    if hp.length_normalised:
+        chosen_B, rejected_B = chosen_B / scores.chosen_len_B, rejected_B / scores.rejected_len_B
+    chosen_B, rejected_B = hp.beta * chosen_B, hp.beta * rejected_B
+    d_B, e = chosen_B - rejected_B, hp.label_smoothing
+    if not e:
+        loss_B = -logsigmoid(d_B)
+    elif hp.robust:
+        loss_B = (-(1.0 - e) * logsigmoid(d_B) + e * logsigmoid(-d_B)) / (1.0 - 2.0 * e)
+    else:
+        loss_B = -(1.0 - e) * logsigmoid(d_B) - e * logsigmoid(-d_B)
+    return Loss(loss_B, chosen_B, rejected_B)
+
+
+def ipo(scores: Scores, hp: IPO) -> Loss:
+    """IPO, Eq. 17 of Azar et al. 2023 (arXiv 2310.12036): L = (h - 1 / (2 tau))^2, h per token with `average`."""
+    chosen_B, rejected_B = _log_ratios(scores)
+    if hp.average:
+        chosen_B, rejected_B = chosen_B / scores.chosen_len_B, rejected_B / scores.rejected_len_B
+    return Loss((chosen_B - rejected_B - 1.0 / (2.0 * hp.tau)) ** 2, chosen_B, rejected_B)
+
+
+def cpo(scores: Scores, hp: CPO) -> Loss:
+    """CPO, Eq. 5 of Xu et al. 2024 (arXiv 2401.08417): L = -log sigma(beta * (S_w - S_l)) + lambda * NLL."""
+    chosen_B, rejected_B = hp.beta * scores.chosen_sum_B, hp.beta * scores.rejected_sum_B
+    return Loss(-logsigmoid(chosen_B - rejected_B) + hp.sft_weight * _nll(scores, hp.nll), chosen_B, rejected_B)
+
+
+def kto(scores: Scores, hp: KTO) -> Loss:
+    """KTO, Eq. 8 of Ethayarajh et al. 2024 (arXiv 2402.01306), both responses of the pair; the mean over responses.
+
+    L = 1/2 [lambda_w (1 - sigma(beta (S_w - R_w - z))) + lambda_l (1 - sigma(beta (z - S_l + R_l)))]
+    z = max(0, mean log-ratio of the batch's mismatched pairs), detached.
+    """
+    if scores.kl is None:
+        raise ConfigError("kto needs the batch's KL estimate: scores.kl", "kl")
+    chosen_B, rejected_B = _log_ratios(scores)
+    desirable_B = hp.desirable_weight * (1.0 - sigmoid(hp.beta * (chosen_B - scores.kl)))
+    undesirable_B = hp.undesirable_weight * (1.0 - sigmoid(hp.beta * (scores.kl - rejected_B)))
+    return Loss(0.5 * (desirable_B + undesirable_B), hp.beta * chosen_B, hp.beta * rejected_B)
+
+
+def orpo(scores: Scores, hp: ORPO) -> Loss:
+    """ORPO, Eq. 6 of Hong, Lee, Thorne 2024 (arXiv 2403.07691), on averages.
+
+    L = NLL - lambda * log sigma(logodds(a_w) - logodds(a_l)),  logodds(a) = a - log(1 - e^a)
+    """
+    chosen_B, rejected_B = _log_odds(scores.chosen_mean_B), _log_odds(scores.rejected_mean_B)
+    loss_B = _nll(scores, hp.nll) - hp.odds_weight * logsigmoid(chosen_B - rejected_B)
+    return Loss(loss_B, hp.odds_weight * scores.chosen_mean_B, hp.odds_weight * scores.rejected_mean_B)
+
+
+def rdpo(scores: Scores, hp: RDPO) -> Loss:
+    """R-DPO, Eq. 9 of Park et al. 2024 (arXiv 2403.19159): L = -log sigma(beta * h + alpha * (n_w - n_l)).
+
+    The sign is +: with alpha > 0 a longer winner has less left to gain. Some published tables misprint it.
+    """
+    chosen_B, rejected_B = _log_ratios(scores)
+    chosen_B = hp.beta * chosen_B + hp.alpha * scores.chosen_len_B
+    rejected_B = hp.beta * rejected_B + hp.alpha * scores.rejected_len_B
+    return Loss(-logsigmoid(chosen_B - rejected_B), chosen_B, rejected_B)
+
+
 def simpo(scores: Scores, hp: SimPO) -> Loss:
     """SimPO, Eq. 6 of Meng, Xia, Chen 2024 (arXiv 2405.14734), with the options of the authors' trainer.
 
@@ -63,36 +171,52 @@ def simpo(scores: Scores, hp: SimPO) -> Loss:
         if hp.label_smoothing:
             loss_B = loss_B - hp.label_smoothing * logsigmoid(-d_B)
     if hp.sft_weight:
-        loss_B = loss_B + hp.sft_weight * _token_mean_nll(scores)
+        loss_B = loss_B + hp.sft_weight * _nll(scores, "token_mean")
     return Loss(loss_B, chosen_B, rejected_B)
 
 
-def dpo(scores: Scores, hp: DPO) -> Loss:
-    """DPO, Eq. 7 of Rafailov et al. 2023 (arXiv 2305.18290): L = -log sigma(beta * ((S_w - R_w) - (S_l - R_l)))."""
-    ref_chosen_B, ref_rejected_B = scores.reference()
-    chosen_B = hp.beta * (scores.chosen_sum_B - ref_chosen_B)
-    rejected_B = hp.beta * (scores.rejected_sum_B - ref_rejected_B)
-    return Loss(-logsigmoid(chosen_B - rejected_B), chosen_B, rejected_B)
+def alphapo(scores: Scores, hp: AlphaPO) -> Loss:
+    """AlphaPO (arXiv 2501.03884): r(a) = (1 - e^(-alpha a)) / alpha, L = -log sigma(beta * (r_w - r_l) - gamma).
 
-
-def sft(scores: Scores, hp: SFT) -> Loss:
-    """Supervised fine-tuning: NLL of the chosen tokens, averaged over all chosen tokens of the global batch.
-
-    The rewards reported are mean log-probabilities; a row without a rejected side has a rejected reward of 0.
+    By expm1, which keeps small alpha exact; alpha -> 0 gives SimPO.
     """
-    rejected_B = scores.rejected_sum_B / scores.rejected_len_B.clamp(min=1)
-    return Loss(_token_mean_nll(scores), scores.chosen_mean_B, rejected_B)
+    chosen_B = -hp.beta * torch.expm1(-hp.alpha * scores.chosen_mean_B) / hp.alpha
+    rejected_B = -hp.beta * torch.expm1(-hp.alpha * scores.rejected_mean_B) / hp.alpha
+    return Loss(-logsigmoid(chosen_B - rejected_B - hp.margin), chosen_B, rejected_B)
 
 
-def _token_mean_nll(scores: Scores) -> Tensor:
-    """Per pair, such that the mean over the pairs of the global batch is the mean over its chosen tokens."""
-    return -scores.chosen_sum_B / scores.mean_chosen_len
+def _log_ratios(scores: Scores) -> tuple[Tensor, Tensor]:
+    """(S_w - R_w, S_l - R_l)."""
+    ref_chosen_B, ref_rejected_B = scores.reference()
+    return scores.chosen_sum_B - ref_chosen_B, scores.rejected_sum_B - ref_rejected_B
+
+
+def _log_odds(mean_B: Tensor) -> Tensor:
+    """log(p / (1 - p)) of p = e^a; 1 - e^a by expm1, kept off 0 where a response is all but certain."""
+    return mean_B - torch.log(-torch.expm1(mean_B.clamp(max=-1e-7)))
+
+
+def _nll(scores: Scores, normalisation: Nll) -> Tensor:
+    """Negative log-likelihood of the chosen responses, one value a pair (see `methods.Nll`)."""
+    if normalisation == "sum":
+        return -scores.chosen_sum_B
+    if normalisation == "mean":
+        return -scores.chosen_mean_B
+    return -scores.chosen_sum_B / scores.mean_chosen_len  # its mean over the batch's pairs is the token mean
 
 
 OBJECTIVES: Mapping[str, Objective] = {
-    SimPO.name: Objective(simpo, SimPO),
-    DPO.name: Objective(dpo, DPO, needs_reference=DPO.needs_reference),
     SFT.name: Objective(sft, SFT, chosen_only=True),
+    RRHF.name: Objective(rrhf, RRHF),
+    SLiC.name: Objective(slic, SLiC),
+    DPO.name: Objective(dpo, DPO, needs_reference=True),
+    IPO.name: Objective(ipo, IPO, needs_reference=True),
+    CPO.name: Objective(cpo, CPO),
+    KTO.name: Objective(kto, KTO, needs_reference=True, needs_kl_batch=True),
+    ORPO.name: Objective(orpo, ORPO),
+    RDPO.name: Objective(rdpo, RDPO, needs_reference=True),
+    SimPO.name: Objective(simpo, SimPO),
+    AlphaPO.name: Objective(alphapo, AlphaPO),
 }
 assert set(OBJECTIVES) == set(METHODS)
 

@@ -140,6 +140,17 @@ class PairStore:
                 room[slot] -= size
         return bins
 
+    def crossed(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> "PairStore":
+        """Prompts of some pairs with the responses of others, pair by pair: KTO's mismatched examples."""
+        pieces: list[Ints] = []
+        lengths = []
+        for left, right in zip(prompt_ids, response_ids, strict=True):
+            prompt_len, skipped = int(self.lengths_N3[left, 0]), int(self.lengths_N3[right, 0])
+            pieces.append(self.tokens[self._starts[left] :][:prompt_len])
+            pieces.append(self.tokens[self._starts[right] + skipped : self._starts[right + 1]])
+            lengths.append([prompt_len, *self.lengths_N3[right, 1:]])
+        return PairStore(np.concatenate(pieces), np.asarray(lengths, dtype=np.int64))
+
     def evaluation_batches(self, token_budget: int) -> list[MicroBatch]:
         """All pairs once, packed; `MicroBatch.pair_ids` says which row is which."""
         return [self.micro_batch(ids) for ids in self.bins(range(len(self)), token_budget)]
@@ -167,6 +178,14 @@ class PackedPlan:
         """The micro-batches of step `index` (from 0); a worker gets every `world_size`-th of them."""
         bins = self.pairs.bins(self.order_SB[index].tolist(), self.token_budget)
         return [self.pairs.micro_batch(ids) for ids in bins[rank::world_size]]
+
+    def mismatched(self, index: int) -> PairStore:
+        """The pairs of step `index` with each prompt given the next pair's responses, in the order of the step.
+
+        Made from the whole step, so that it does not depend on micro-batches or workers.
+        """
+        ids = self.order_SB[index].tolist()
+        return self.pairs.crossed(ids, [*ids[1:], ids[0]])
 
     def chosen_tokens(self, index: int) -> int:
         """Chosen tokens of the whole step `index`, over all workers."""

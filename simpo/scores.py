@@ -33,6 +33,8 @@ class Scores:
     """Chosen tokens per pair over the *global* batch: turns a sum over a pair into its share of a token mean."""
     ref_chosen_sum_B: Tensor | None = None
     ref_rejected_sum_B: Tensor | None = None
+    kl: float | None = None
+    """KTO's z: the batch's estimate of the KL divergence from the reference, detached, at least 0."""
 
     @property
     def chosen_mean_B(self) -> Tensor:
@@ -136,10 +138,15 @@ def tiles(batch: MicroBatch) -> list[Tile]:
 
 
 def scores_of(
-    sums_2B: Tensor, batch: MicroBatch, *, mean_chosen_len: float, reference_2B: Tensor | None = None
+    sums_2B: Tensor,
+    lengths_2B: Tensor,
+    *,
+    mean_chosen_len: float,
+    reference_2B: Tensor | None = None,
+    kl: float | None = None,
 ) -> Scores:
     """Divide the interleaved sums of a micro-batch into the two sides."""
-    lengths_2B = batch.lengths_2B.to(sums_2B.dtype)
+    lengths_2B = lengths_2B.to(sums_2B.dtype)
     return Scores(
         chosen_sum_B=sums_2B[0::2],
         rejected_sum_B=sums_2B[1::2],
@@ -148,6 +155,7 @@ def scores_of(
         mean_chosen_len=mean_chosen_len,
         ref_chosen_sum_B=None if reference_2B is None else reference_2B[0::2],
         ref_rejected_sum_B=None if reference_2B is None else reference_2B[1::2],
+        kl=kl,
     )
 
 

@@ -68,8 +68,9 @@ Step = Callable[[list[int]], float]
 def _our_step(args: argparse.Namespace, source_model: Any, tokenised: list[Any]) -> Step:
     """The micro-batch step of `simpo.fit`, on the weights that TRL holds."""
     from simpo.attention import PAIR, register_pair_attention  # noqa: PLC0415  # lazy: the TRL arm must not pay for it
-    from simpo.config import OptimConfig, SimPO  # noqa: PLC0415  # lazy: as above
-    from simpo.fit import TrainState, accumulate  # noqa: PLC0415  # lazy: as above
+    from simpo.config import OptimConfig  # noqa: PLC0415  # lazy: as above
+    from simpo.fit import StepContext, TrainState, accumulate  # noqa: PLC0415  # lazy: as above
+    from simpo.methods import SimPO  # noqa: PLC0415  # lazy: as above
     from simpo.model import DTYPES, without_dropout  # noqa: PLC0415  # lazy: as above
     from simpo.packing import PairStore  # noqa: PLC0415  # lazy: as above
 
@@ -79,12 +80,14 @@ def _our_step(args: argparse.Namespace, source_model: Any, tokenised: list[Any])
     model.set_attn_implementation(PAIR)
     store = PairStore.of(tokenised)
     state = TrainState.fresh(model, OptimConfig(learning_rate=1e-6), 1)
-    method = SimPO(beta=BETA, gamma=GAMMA)
+    context = StepContext(
+        method=SimPO(beta=BETA, gamma=GAMMA), global_pairs=PAIRS_PER_STEP, mean_chosen_len=1.0
+    )
 
     def step(group: list[int]) -> float:
         for parameter in (*state.weights, *model.parameters()):
             parameter.grad = None
-        loss, _ = accumulate(state, store.micro_batch(group), method, PAIRS_PER_STEP, 1.0, None)
+        loss, _ = accumulate(state, store.micro_batch(group), context)
         return float(loss.per_pair_B.mean())
 
     return step

@@ -9,18 +9,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from simpo import errors
-from simpo.config import (
-    DPO,
-    METHODS,
-    SFT,
-    OptimConfig,
-    SimPO,
-    TokenPolicy,
-    TrainConfig,
-    hyperparameters,
-    method_from_dict,
-    method_to_dict,
-)
+from simpo.config import OptimConfig, TokenPolicy, TrainConfig
+from simpo.methods import DPO, METHODS, SimPO, hyperparameters, method_from_dict, method_to_dict
 from simpo.objectives import OBJECTIVES
 
 pytestmark = pytest.mark.quick
@@ -41,7 +31,7 @@ pytestmark = pytest.mark.quick
         (lambda: TrainConfig(steps=0), "steps", "at least 1"),
         (lambda: TrainConfig(steps=1, batch_pairs=True), "batch_pairs", "whole number"),
         (lambda: TokenPolicy(max_length=2), "max_length", "at least 8"),
-        (lambda: method_from_dict({"name": "simp0"}), "method.name", "dpo, sft, simpo"),
+        (lambda: method_from_dict({"name": "simp0"}), "method.name", "rdpo, rrhf, sft, simpo"),
         (lambda: method_from_dict({"name": "dpo", "gamma": 1.0}), "method.gamma", "no hyperparameter"),
     ],
 )
@@ -58,7 +48,7 @@ def test_gamma_is_an_alias_of_the_ratio() -> None:
 
 
 def test_methods_round_trip_as_plain_values() -> None:
-    for method in (SimPO(beta=10.0, gamma=3.0), DPO(beta=0.05), SFT()):
+    for method in (SimPO(beta=10.0, gamma=3.0), *(cls() for cls in METHODS.values())):
         assert method_from_dict(method_to_dict(method)) == method
 
 
@@ -79,7 +69,7 @@ def test_every_method_has_a_search_space_over_its_own_fields_and_presets_inside_
 
 
 def test_configs_are_frozen_keyword_only_and_every_field_has_prose() -> None:
-    for cls in (SimPO, DPO, OptimConfig, TrainConfig, TokenPolicy):
+    for cls in (*METHODS.values(), OptimConfig, TrainConfig, TokenPolicy):
         assert all(field.kw_only for field in dataclasses.fields(cls))
         with pytest.raises(dataclasses.FrozenInstanceError):
             object.__new__(cls).seed = 1
