@@ -121,13 +121,9 @@ def test_states(status: str, state: State) -> None:
     deployer = deployer_on(serve)
     deployer.apply([WINNER])
     serve.status = status
-    serve.message = (
-        "Traceback:\n  File ...\n\x1b[31msimpo.errors.CheckpointError: no manifest\x1b[0m\n"
-        if state == "FAILED"
-        else ""
-    )
+    serve.message = "Traceback:\n  File ...\n\x1b[31msimpo.errors.CheckpointError: no manifest\x1b[0m\n"
     message = "CheckpointError: no manifest" if state == "FAILED" else ""
-    assert deployer.observe() == {"dep_1": ObservedDeployment(state=state, message=message, revision=3)}  # type: ignore[arg-type]
+    assert deployer.observe() == {"dep_1": ObservedDeployment(state=state, message=message, revision=3)}
 
 
 def test_an_application_on_its_way_out_is_not_observed_and_may_be_declared_again() -> None:

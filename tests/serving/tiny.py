@@ -1,4 +1,4 @@
-"""A Llama of two thin layers with random weights and a byte-level tokenizer, as a checkpoint of ours. Made in a moment."""
+"""A Llama of two thin layers with random weights and a byte-level tokenizer, as a checkpoint of ours."""
 
 from pathlib import Path
 from typing import Any
