@@ -70,7 +70,7 @@ def trial_table(board: Board, *, rows: int) -> Table:
     """Trials in order of number. Over `rows`, the oldest finished ones are left out and counted."""
     shown = _choose(board, rows)
     hidden = len(board.trials) - len(shown)
-    table = Table(caption=f"and {hidden} finished earlier" if hidden else None, box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(caption=f"and {hidden} finished earlier" if hidden else None, box=SIMPLE_HEAD, pad_edge=False, expand=True)
     params = list(dict.fromkeys(key for row in board.trials.values() for key in row.params))
     table.add_column("#", justify="right")
     table.add_column("state", no_wrap=True)
