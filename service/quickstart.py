@@ -4,6 +4,7 @@ check the inputs -> start the stack -> POST a sweep, watch it -> deploy winner a
 """
 
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ MARKER = ".simpo-quickstart"
 
 NAME = "quickstart"
 _MODELS = ("base", "winner")
+_FILE_SUFFIXES = frozenset({".json", ".jsonl", ".gz", ".parquet", ".csv", ".txt"})
 _READY_TIMEOUT_S = 180.0
 _PACKAGES = ("simpo", "torch", "transformers", "ray", "optuna")
 
@@ -205,8 +207,9 @@ def _question(prompt: Any) -> Any:
 
 
 def _looks_local(source: str) -> bool:
-    """Whether a source can only be meant as a path, and not as a hub id (org/name)."""
-    return Path(source).exists() or source.count("/") != 1 or source.startswith((".", "~")) or "." in Path(source).name
+    """Whether a source can only be meant as a path, and not as a hub id (org/name, org/name:split)."""
+    hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:\w+)?", source)
+    return Path(source).exists() or hub_id is None or Path(source).suffix in _FILE_SUFFIXES
 
 
 def _full_path(source: str) -> str:
