@@ -8,22 +8,20 @@
 
 import fcntl
 import secrets
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 import httpx
-import psutil
 
 from service.auth import Authenticator, create_key, revoke_keys
 from service.clock import SystemClock
-from service.local_process import end, end_all, free_ports, members, memory_bytes, port_is_free, spawn
+from service.local_process import end, free_ports, kill_all, members, memory_bytes, port_is_free, spawn
 from service.local_ray import RayHead, dashboard_answers, remove_temp_dir
 from service.local_state import StackState, write_private
 from service.settings import Settings
@@ -34,7 +32,8 @@ Progress = Callable[[str, str], None]
 """Called with (stage, sentence); the stages are ray, api, ready, down."""
 
 KEY_NAME = "local"
-_DRIVER_GRACE_S = 4.0  # between SIGTERM and SIGKILL: drivers write their last records
+_DRIVER = "-m sweeps run"
+_DRIVER_GRACE_S = 5.0  # between SIGTERM and SIGKILL: drivers write their last records
 _API_GRACE_S = 3
 _API_FACTORY = "service.app:factory"
 _POLL_S = 0.1
@@ -81,13 +80,13 @@ class StackStatus:
 class LocalStack:
     """The stack of one home directory; at most one runs there."""
 
-    def __init__(self, home: Path) -> None:
-        """`home` is made by `up`."""
+    def __init__(self, home: Path, *, python: str = sys.executable) -> None:
+        """`home` is made by `up`; `python` runs Ray and the API."""
         self.home = home.absolute()
+        self._python = python
         self.logs = self.home / "logs"
         self._state_file = self.home / "stack.json"
         self._token_file = self.home / "ray-token"
-        self._children: list[subprocess.Popen[bytes]] = []  # kept: who started them must reap them
 
     def up(
         self,
@@ -118,8 +117,7 @@ class LocalStack:
                 key, key_is_new = self._key()
                 if not state.api_lives:
                     state = self._start_api(state, url, progress)
-                self._wait("Ray", "ray.log", state, lambda: self._ray_answers(state), deadline)
-                self._wait("the API", "api.log", state, lambda: _ready(url), deadline)
+                self._wait(state, deadline)
             except BaseException:
                 self._undo(before)
                 raise
@@ -213,25 +211,23 @@ class LocalStack:
         state.write(self._state_file)  # before the start: whatever happens now, `down` finds what carries this id
         token = secrets.token_hex(16)
         write_private(self._token_file, token)
-        self._children.append(head.start(token, self.logs / "ray.log"))
-        return state.with_ray(self._children[-1].pid).write(self._state_file)
+        return state.with_ray(head.start(token, self.logs / "ray.log", self._python)).write(self._state_file)
 
     def _start_api(self, state: StackState, url: str, progress: Progress) -> StackState:
         progress("api", f"starting the API at {url}")
         self._end_api(state)
         where = urlsplit(url)
-        command = [sys.executable, "-m", "uvicorn", _API_FACTORY, "--factory"]
+        command = [self._python, "-m", "uvicorn", _API_FACTORY, "--factory"]
         command += ["--host", str(where.hostname), "--port", str(where.port)]
         command += ["--no-access-log", f"--timeout-graceful-shutdown={_API_GRACE_S}"]
-        child = spawn(
+        pid = spawn(
             command,
             stack_id=state.id,
             environment=self._settings(state, url).to_env(),
             directory=self.home,
             log=self.logs / "api.log",
         )
-        self._children.append(child)
-        return state.with_api(child.pid, url).write(self._state_file)
+        return state.with_api(pid, url).write(self._state_file)
 
     def _settings(self, state: StackState | None = None, url: str | None = None) -> Settings:
         """The person's own settings, with what this stack decides in place of the defaults."""
@@ -277,39 +273,40 @@ class LocalStack:
             return False
         return state.ray_lives and dashboard_answers(state.ray_dashboard_url, token)
 
-    def _wait(self, what: str, log: str, state: StackState, ready: Callable[[], bool], deadline: float) -> None:
-        """Until `ready`. A process that ends instead of getting ready is reported with its last words."""
-        path = self.logs / log
-        while not ready():
-            if not (state.ray_lives if log == "ray.log" else state.api_lives):
-                raise LocalStackError(f"{what} did not start: {_last_words(path)} (all of it: {path})")
+    def _wait(self, state: StackState, deadline: float) -> None:
+        """Until both answer. A process that ends instead is reported with its last words."""
+        pending: dict[str, tuple[Callable[[], bool], Callable[[], bool]]] = {
+            "Ray": (lambda: self._ray_answers(state), lambda: state.ray_lives),
+            "the API": (lambda: _ready(state.url), lambda: state.api_lives),
+        }
+        logs = {"Ray": self.logs / "ray.log", "the API": self.logs / "api.log"}
+        while True:
+            for name, (answers, lives) in list(pending.items()):
+                if not lives():
+                    raise LocalStackError(f"{name} did not start: {_last_words(logs[name])} (all of it: {logs[name]})")
+                if answers():
+                    del pending[name]
+            if not pending:
+                return
             if time.monotonic() > deadline:
-                raise LocalStackError(f"{what} did not answer in time: see {path}; `simpo down`, then `simpo up` again")
+                name = next(iter(pending))
+                raise LocalStackError(f"{name} did not answer in time; {logs[name]} may say why. Then `simpo up` again")
             time.sleep(_POLL_S)
 
     def _end_api(self, state: StackState) -> None:
-        """By command line, not by pid alone: an `up` that was killed may have left one that nobody wrote down."""
-        api = []
-        for process in members(state.id):
-            with suppress(psutil.Error):
-                if _API_FACTORY in process.cmdline():
-                    api.append(process)
-        end(api, grace_s=_API_GRACE_S + 2)
-        self._reap()
+        """By command line, not by pid: an `up` that was killed may have left one that nobody wrote down."""
+        end(members(state.id, _API_FACTORY), grace_s=_API_GRACE_S + 2)
 
     def _clear(self, state: StackState) -> None:
-        self._end_api(state)
-        left = end_all(state.id, grace_s=_DRIVER_GRACE_S)
-        self._reap()
+        self._end_api(state)  # first: it would start again what we end
+        end(members(state.id, _DRIVER), grace_s=_DRIVER_GRACE_S)
+        left = kill_all(state.id)  # Ray's own processes keep nothing that outlives the stack, and take SIGTERM slowly
         if left:
             pids = ", ".join(str(process.pid) for process in left)
             raise LocalStackError(f"these processes of the stack would not end: {pids}; end them, then `simpo down`")
         remove_temp_dir(state.temp_dir, state.id)
         self._token_file.unlink(missing_ok=True)
         self._state_file.unlink(missing_ok=True)
-
-    def _reap(self) -> None:
-        self._children = [child for child in self._children if child.poll() is None]
 
 
 def _choose_url(before: StackState | None, host: str, port: int | None) -> str:
@@ -324,9 +321,7 @@ def _choose_url(before: StackState | None, host: str, port: int | None) -> str:
         port = free_ports(1)[0]
     assert port is not None
     if not port_is_free(host, port):
-        raise ConfigError(
-            f"{host}:{port} is in use by another program; stop it, or choose another port (0: any)", "port"
-        )
+        raise ConfigError(f"{host}:{port} is in use by another program; stop it or choose another (0: any)", "port")
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 

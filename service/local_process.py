@@ -22,6 +22,8 @@ import psutil
 MARK = "SIMPO_STACK"
 """Environment variable that holds the stack's id in each of its processes."""
 
+_children: list[subprocess.Popen[bytes]] = []  # of this process; who starts a process must reap it if it ends first
+_POLL_S = 0.02
 _OWN_PREFIXES = ("RAY_", "SIMPO_")  # of another Ray or another stack: ours sets what it needs
 
 
@@ -66,8 +68,8 @@ def spawn(
     directory: Path,
     log: Path,
     fallbacks: Mapping[str, str] = MappingProxyType({}),
-) -> subprocess.Popen[bytes]:
-    """Start a program that outlives us: own session, no terminal, output appended to `log`.
+) -> int:
+    """Start a program that outlives us, and return its pid: own session, no terminal, output appended to `log`.
 
     It inherits our environment, without what belongs to another Ray or another stack; `environment` overrides it, and
     `fallbacks` fill what it lacks. The programs beside our own Python come first in its PATH.
@@ -75,7 +77,7 @@ def spawn(
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(_OWN_PREFIXES)}
     inherited["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)))
     with log.open("ab") as output:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             command,
             env={**fallbacks, **inherited, **environment, MARK: stack_id},
             cwd=directory,
@@ -84,39 +86,67 @@ def spawn(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    _children.append(child)
+    return child.pid
 
 
-def members(stack_id: str) -> list[psutil.Process]:
-    """Every living process of that stack."""
+def reap() -> None:
+    """Let the system forget those of our children that have ended."""
+    _children[:] = [child for child in _children if child.poll() is None]
+
+
+def members(stack_id: str, command: str = "") -> list[psutil.Process]:
+    """Every living process of that stack, or those with `command` in their command line."""
     found = []
     for process in psutil.process_iter():
         # AccessDenied: somebody else's process. NoSuchProcess: it ended while we looked.
         with suppress(psutil.Error):
-            if process.environ().get(MARK) == stack_id and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(MARK) != stack_id or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if command in " ".join(process.cmdline()):
                 found.append(process)
     return found
 
 
 def end(processes: Iterable[psutil.Process], *, grace_s: float) -> None:
     """SIGTERM, up to `grace_s` seconds of patience, SIGKILL for the rest."""
-    alive = list(processes)
-    for process in alive:
+    asked = list(processes)
+    for process in asked:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, alive = psutil.wait_procs(alive, timeout=grace_s)
-    for process in alive:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=5)
+    _kill(_still_alive(asked, grace_s))
 
 
-def end_all(stack_id: str, *, grace_s: float, timeout_s: float = 30.0) -> list[psutil.Process]:
-    """End every process of a stack, also those started while the others end. Returns what would not die: nothing."""
+def kill_all(stack_id: str, *, timeout_s: float = 30.0) -> list[psutil.Process]:
+    """SIGKILL every process of a stack, also those started while others die. Returns what would not die: nothing."""
     deadline = time.monotonic() + timeout_s
     while (left := members(stack_id)) and time.monotonic() < deadline:
-        end(left, grace_s=grace_s)
-        grace_s = 0.5  # who was born into a dying stack gets less time
+        _kill(left)
     return left
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    doomed = list(processes)
+    for process in doomed:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    _still_alive(doomed, 5.0)
+
+
+def _still_alive(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Those that still run after that time. A zombie does not: who must reap it may be slow (psutil would wait)."""
+    deadline = time.monotonic() + timeout_s
+    while (left := [process for process in processes if _runs(process)]) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    reap()
+    return left
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def memory_bytes(stack_id: str) -> int:

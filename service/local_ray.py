@@ -5,7 +5,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -62,10 +61,10 @@ class RayHead:
         """Where Serve listens once something is deployed."""
         return f"http://127.0.0.1:{self.ports[-1]}"
 
-    def start(self, token: str, log: Path) -> subprocess.Popen[bytes]:
-        """Start the head; it is ready when `answers` says so."""
+    def start(self, token: str, log: Path, python: str = sys.executable) -> int:
+        """Start the head and return its pid; it is ready when `answers` says so."""
         self.temp_dir.mkdir(mode=0o700)
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+        command = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
         command += [f"{option}={port}" for option, port in zip(_PORT_OPTIONS, self.ports, strict=False)]
         command += [
             "--dashboard-host=127.0.0.1",
