@@ -1,12 +1,18 @@
 """k8s/ agrees with the rest of the project: settings, versions, Secrets, and its own README."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from service.auth import Authenticator
+from service.clock import SystemClock
 from service.settings import Settings, variable_of
+from service.store import Store
 from tests.k8s import lints
 from tests.k8s.manifests import K8S, REPO, PodView, pods, ray_clusters
 
@@ -75,10 +81,36 @@ def test_the_program_listens_where_its_probes_ask(objects: list[Json]) -> None:
         environment = _environment(objects, view)
         (container,) = view.spec["containers"]
         assert [port["containerPort"] for port in container["ports"]] == [int(environment["SIMPO_BIND_PORT"])]
-        command = [*container.get("command", []), *container.get("args", [])]
-        if "--port" in command:
-            assert command[command.index("--port") + 1] == environment["SIMPO_BIND_PORT"]
-            assert command[command.index("--host") + 1] == environment["SIMPO_BIND_HOST"]
+        assert f"--host={environment['SIMPO_BIND_HOST']}" in container["command"]
+        assert f"--port={environment['SIMPO_BIND_PORT']}" in container["command"]
+        assert container["command"][0] == environment["SIMPO_DRIVER_PYTHON"]  # one layout of images for all
+
+
+def test_requests_in_flight_are_waited_for(objects: list[Json]) -> None:
+    for view in _service_pods(objects):
+        (container,) = view.spec["containers"]
+        graceful = next(word for word in container["command"] if word.startswith("--timeout-graceful-shutdown="))
+        pause = ((container.get("lifecycle") or {}).get("preStop") or {}).get("sleep", {"seconds": 0})["seconds"]
+        assert int(graceful.partition("=")[2]) + pause < view.spec["terminationGracePeriodSeconds"]
+
+
+def test_the_program_in_readme_that_makes_an_api_key_works(tmp_path: Path) -> None:
+    program = re.search(r"<<'EOF'\n(.*?)^EOF$", README, re.MULTILINE | re.DOTALL)
+    assert program
+    url = f"sqlite:///{tmp_path}/simpo.db"
+    Store(url).migrate()
+    answer = subprocess.run(
+        [sys.executable, "-"],
+        input=program[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={"SIMPO_DATABASE_URL": url},
+        cwd=REPO,
+    )
+    key = answer.stdout.strip()
+    assert Authenticator(Store(url), SystemClock()).caller(f"Bearer {key}")
 
 
 def test_the_store_is_at_one_path_everywhere(objects: list[Json]) -> None:

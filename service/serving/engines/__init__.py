@@ -1,0 +1,1 @@
+"""What generates text behind the wire format: one module per engine."""
