@@ -3,6 +3,7 @@
 The API server stores such an object and it then never works. `refusals` covers the kinds that k8s/ may use.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,10 +15,13 @@ from tests.k8s.manifests import name_of, ray_clusters
 Json = dict[str, Any]
 
 _DNS_1035 = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
+_DNS_1123 = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _MAX_NAME = {"RayCluster": 53, "RayJob": 47, "RayService": 47, "RayCronJob": 36}
 _RESOURCE_PARAMS = ("num-cpus", "num-gpus", "memory", "resources")
 _UPGRADES = ("None", "NewCluster", "NewClusterWithIncrementalUpgrade")
 _MIN_TOKEN_VERSION = (2, 52)
+_DURATION = re.compile(r"\d+|(\d+(\.\d+)?(ns|us|ms|s|m|h))+")
+_NAMESPACE = "ray.io/external-storage-namespace"
 
 
 def refusals(objects: list[Json]) -> list[str]:
@@ -27,6 +31,9 @@ def refusals(objects: list[Json]) -> list[str]:
 
 def _all(objects: list[Json]) -> Iterator[str]:
     for thing in objects:
+        fault_tolerant = any("gcsFaultToleranceOptions" in cluster for _, cluster in ray_clusters([thing]))
+        if fault_tolerant and _NAMESPACE in (thing["metadata"].get("annotations") or {}):
+            yield f"{name_of(thing)}: with gcsFaultToleranceOptions, the storage namespace is set there alone"
         if thing["kind"] in _MAX_NAME:
             yield from (f"{name_of(thing)}: {text}" for text in _name(thing))
         if thing["kind"] == "RayJob":
@@ -67,13 +74,44 @@ def _job(thing: Json) -> Iterator[str]:
         yield "SidecarMode excludes submitterPodTemplate and submitterConfig"
     if spec.get("ttlSecondsAfterFinished", 0) < 0 or (spec.get("ttlSecondsAfterFinished", 0) > 0 and not shutdown):
         yield "ttlSecondsAfterFinished must not be negative, and needs shutdownAfterJobFinishes"
+    head = (spec.get("rayClusterSpec") or {}).get("headGroupSpec")
+    if mode == "SidecarMode" and head and head["template"]["spec"].get("restartPolicy", "Never") != "Never":
+        yield "SidecarMode needs the head's restartPolicy Never (or unset)"
     for field in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
         if spec.get(field, 1) <= 0:
             yield f"{field} must be greater than 0"
+    yield from _deletion(spec)
     try:
         yaml.safe_load(spec.get("runtimeEnvYAML", ""))
     except yaml.YAMLError:
         yield "runtimeEnvYAML is no YAML"
+
+
+def _deletion(spec: Json) -> Iterator[str]:
+    strategy = spec.get("deletionStrategy") or {}
+    rules = strategy.get("deletionRules")
+    if rules is None:
+        return
+    if spec.get("shutdownAfterJobFinishes") or "onSuccess" in strategy or "onFailure" in strategy:
+        yield "deletionRules exclude shutdownAfterJobFinishes, onSuccess and onFailure"
+    if (spec.get("rayClusterSpec") or {}).get("enableInTreeAutoscaling") and _policies(rules) & {"DeleteWorkers"}:
+        yield "the policy DeleteWorkers excludes autoscaling"
+    if spec.get("clusterSelector") and _policies(rules) & {"DeleteWorkers", "DeleteCluster"}:
+        yield "DeleteWorkers and DeleteCluster exclude clusterSelector"
+    delays: dict[str, dict[str, int]] = {}  # condition -> policy -> seconds
+    for rule in rules:
+        known = delays.setdefault(json.dumps({**rule["condition"], "ttlSeconds": 0}, sort_keys=True), {})
+        if rule["policy"] in known:
+            yield f"the policy {rule['policy']} is there twice for one condition"
+        known[rule["policy"]] = rule["condition"].get("ttlSeconds", 0)
+    for known in delays.values():
+        ordered = [known[policy] for policy in ("DeleteWorkers", "DeleteCluster", "DeleteSelf") if policy in known]
+        if ordered != sorted(ordered):
+            yield "ttlSeconds must not fall from workers over cluster to self"
+
+
+def _policies(rules: list[Json]) -> set[str]:
+    return {rule["policy"] for rule in rules}
 
 
 def _service(thing: Json) -> Iterator[str]:
@@ -84,16 +122,33 @@ def _service(thing: Json) -> Iterator[str]:
         yield "headService must not have a name"
     if (spec.get("upgradeStrategy") or {}).get("type", "None") not in _UPGRADES:
         yield f"upgradeStrategy.type must be one of {', '.join(_UPGRADES)}"
+    options = (spec.get("upgradeStrategy") or {}).get("clusterUpgradeOptions")
+    if (spec.get("upgradeStrategy") or {}).get("type") == "NewClusterWithIncrementalUpgrade":
+        yield from _incremental(cluster, options or {})
+    timeout = (thing["metadata"].get("annotations") or {}).get("ray.io/initializing-timeout", "1")
+    if not _DURATION.fullmatch(timeout) or not re.search(r"[1-9]", timeout):
+        yield "the annotation ray.io/initializing-timeout must be a positive duration, like 5m or 300"
     if "upgradeStrategy" in cluster:
         yield "a RayCluster that a RayService owns must not have an upgradeStrategy"
     if (cluster.get("authOptions") or {}).get("enableK8sTokenAuth"):
         yield "enableK8sTokenAuth is refused for a RayService"
 
 
+def _incremental(cluster: Json, options: Json) -> Iterator[str]:
+    if not cluster.get("enableInTreeAutoscaling"):
+        yield "NewClusterWithIncrementalUpgrade needs enableInTreeAutoscaling"
+    if not 0 <= options.get("stepSizePercent", -1) <= options.get("maxSurgePercent", 100) <= 100:
+        yield "NewClusterWithIncrementalUpgrade needs 0 <= stepSizePercent <= maxSurgePercent <= 100"
+    if options.get("intervalSeconds", 0) <= 0 or not options.get("gatewayClassName"):
+        yield "NewClusterWithIncrementalUpgrade needs intervalSeconds > 0 and a gatewayClassName"
+
+
 def _groups(cluster: Json) -> Iterator[str]:
     autoscaling = cluster.get("enableInTreeAutoscaling", False)
     named = [("headgroup", cluster["headGroupSpec"])]
     named += [(group["groupName"], group) for group in cluster.get("workerGroupSpecs") or []]
+    if "networkPolicy" in cluster and not all(_DNS_1123.fullmatch(name) for name, _ in named):
+        yield "with networkPolicy, names of groups must be DNS-1123 labels"
     for name, group in named:
         params = group.get("rayStartParams") or {}
         if not group["template"]["spec"].get("containers"):
@@ -135,6 +190,8 @@ def _gcs(cluster: Json) -> Iterator[str]:
     options = cluster.get("gcsFaultToleranceOptions")
     head = cluster["headGroupSpec"]
     env = _env(head)
+    if "redis-username" in (head.get("rayStartParams") or {}) or "REDIS_USERNAME" in env:
+        yield "a Redis user name belongs in gcsFaultToleranceOptions"
     if options is None:
         if "RAY_REDIS_ADDRESS" in env:
             yield "RAY_REDIS_ADDRESS needs gcsFaultToleranceOptions"

@@ -89,6 +89,59 @@ def _job_env(example: Examples) -> None:
     _job(example, rayClusterSpec=example.cluster, runtimeEnvYAML="a: [")
 
 
+def _sidecar_restart(example: Examples) -> None:
+    example.head["restartPolicy"] = "Always"
+    _job(example, rayClusterSpec=example.cluster, submissionMode="SidecarMode")
+
+
+def _job_with_rules(example: Examples, *rules: tuple[str, int], **spec: Any) -> None:
+    written = [{"policy": policy, "condition": {"jobStatus": "FAILED", "ttlSeconds": ttl}} for policy, ttl in rules]
+    _job(example, **{"rayClusterSpec": example.cluster, **spec}, deletionStrategy={"deletionRules": written})
+
+
+def _rules_and_shutdown(example: Examples) -> None:
+    _job_with_rules(example, ("DeleteSelf", 0), shutdownAfterJobFinishes=True)
+
+
+def _rules_and_autoscaling(example: Examples) -> None:
+    cluster = {**example.cluster, "enableInTreeAutoscaling": True}
+    _job_with_rules(example, ("DeleteWorkers", 0), rayClusterSpec=cluster)
+
+
+def _rule_twice(example: Examples) -> None:
+    _job_with_rules(example, ("DeleteSelf", 1), ("DeleteSelf", 2))
+
+
+def _rules_out_of_order(example: Examples) -> None:
+    _job_with_rules(example, ("DeleteCluster", 60), ("DeleteSelf", 30))
+
+
+def _redis_user(example: Examples) -> None:
+    example.head["containers"][0]["env"] = [{"name": "REDIS_USERNAME", "value": "ray"}]
+
+
+def _redis_namespace(example: Examples) -> None:
+    example.cluster["gcsFaultToleranceOptions"] = {"redisAddress": "redis:6379"}
+    example["RayCluster/ray"]["metadata"]["annotations"] = {"ray.io/external-storage-namespace": "a"}
+
+
+def _group_name(example: Examples) -> None:
+    example.cluster["networkPolicy"] = {"mode": "DenyAll"}
+    example.cluster["workerGroupSpecs"][0]["groupName"] = "gpu_workers"
+
+
+def _service_timeout(example: Examples) -> None:
+    _service(example)
+    example["RayService/service"]["metadata"]["annotations"] = {"ray.io/initializing-timeout": "0s"}
+
+
+def _service_incremental(example: Examples) -> None:
+    _service(example, enableInTreeAutoscaling=True)
+    options = {"stepSizePercent": 50, "maxSurgePercent": 20, "intervalSeconds": 5, "gatewayClassName": "g"}
+    strategy = {"type": "NewClusterWithIncrementalUpgrade", "clusterUpgradeOptions": options}
+    example["RayService/service"]["spec"]["upgradeStrategy"] = strategy
+
+
 def _service_head_name(example: Examples) -> None:
     head = {**example.cluster["headGroupSpec"], "headService": {"metadata": {"name": "mine"}}}
     _service(example, headGroupSpec=head)
@@ -115,6 +168,16 @@ CASES: list[tuple[Callable[[Examples], None], str]] = [
     (_job_ttl, "needs shutdownAfterJobFinishes"),
     (_job_deadline, "activeDeadlineSeconds must be greater than 0"),
     (_job_env, "runtimeEnvYAML is no YAML"),
+    (_sidecar_restart, "SidecarMode needs the head's restartPolicy Never"),
+    (_rules_and_shutdown, "deletionRules exclude shutdownAfterJobFinishes"),
+    (_rules_and_autoscaling, "DeleteWorkers excludes autoscaling"),
+    (_rule_twice, "DeleteSelf is there twice"),
+    (_rules_out_of_order, "must not fall from workers over cluster to self"),
+    (_redis_user, "a Redis user name belongs in gcsFaultToleranceOptions"),
+    (_redis_namespace, "the storage namespace is set there"),
+    (_group_name, "names of groups must be DNS-1123 labels"),
+    (_service_timeout, "must be a positive duration"),
+    (_service_incremental, "0 <= stepSizePercent <= maxSurgePercent <= 100"),
     (_service_head_name, "headService must not have a name"),
     (_service_upgrade, "must not have an upgradeStrategy"),
 ]
