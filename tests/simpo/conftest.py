@@ -24,17 +24,17 @@ def one_thread() -> None:
 def tiny_model() -> Callable[..., Any]:
     """Build a two-layer Llama with grouped-query attention; the same weights for the same seed."""
 
-    def build(seed: int = 0, *, tied: bool = True, attention: str = PAIR, layers: int = 2) -> Any:
+    def build(seed: int = 0, *, tied: bool = True, attention: str = PAIR, longest: int = 256) -> Any:
         register_pair_attention()
         torch.manual_seed(seed)
         config = LlamaConfig(
             hidden_size=32,
-            num_hidden_layers=layers,
+            num_hidden_layers=2,
             intermediate_size=64,
             num_attention_heads=4,
             num_key_value_heads=2,
             vocab_size=VOCABULARY,
-            max_position_embeddings=256,
+            max_position_embeddings=longest,
             tie_word_embeddings=tied,
         )
         model = LlamaForCausalLM(config)

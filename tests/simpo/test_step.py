@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
+from simpo.attention import PairLayout, pair_attention
 from simpo.checkpoint import restore, save_checkpoint
 from simpo.config import OptimConfig
-from simpo.errors import ConfigError, DataError, NonFiniteStep
+from simpo.errors import ConfigError, DataError, ModelError, NonFiniteStep
 from simpo.fit import StepContext, TrainState, accumulate, fit
 from simpo.methods import DPO, KTO, METHODS, SFT, SimPO, method_from_dict
 from simpo.optim import learning_rate
@@ -61,6 +62,45 @@ def test_loss_and_every_gradient_equal_the_unshared_reference(
     assert total == pytest.approx(expected.item(), abs=1e-6)
     for (name, ours), (_, theirs) in zip(packed.named_parameters(), plain.named_parameters(), strict=True):
         assert (ours.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm(), name
+
+
+@pytest.mark.parametrize(
+    ("lengths", "small"),
+    [
+        ((20, 30, 10), [True]),
+        ((70, 90, 110), [True, True]),
+        ((200, 150, 40), [False, True]),
+        ((9, 330, 340), [False, False]),
+    ],
+)
+def test_every_way_to_compute_a_pair_gives_the_same_gradients(
+    tiny_model: Build, lengths: tuple[int, int, int], small: list[bool]
+) -> None:
+    rng = np.random.default_rng(0)
+    pair = TokenPair(*(rng.integers(3, 97, n).tolist() for n in lengths))
+    packed, plain = tiny_model(longest=1024), tiny_model(longest=1024, attention="eager")
+    batch = PairStore.of([pair]).micro_batch([0])
+    assert [block.small for block in PairLayout.of(batch, torch.device("cpu")).blocks] == small
+    state = TrainState.fresh(packed, OPTIM, 1)
+    loss, sums_2B = accumulate(state, batch, StepContext(method=METHOD, global_pairs=1, mean_chosen_len=1.0))
+    chosen, rejected = unshared_sum(plain, pair.prompt, pair.chosen), unshared_sum(plain, pair.prompt, pair.rejected)
+    expected = -logsigmoid(METHOD.beta * (chosen / lengths[1] - rejected / lengths[2]) - METHOD.margin)
+    expected.backward()
+    assert sums_2B.tolist() == pytest.approx([chosen.item(), rejected.item()], rel=1e-6)
+    assert loss.per_pair_B.item() == pytest.approx(expected.item(), rel=5e-6)
+    for (name, ours), (_, theirs) in zip(packed.named_parameters(), plain.named_parameters(), strict=True):
+        assert (ours.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm(), name
+
+
+def test_a_pair_beyond_the_sliding_window_is_refused(tiny_model: Build) -> None:
+    batch = PairStore.of([TokenPair([3] * 5, [4] * 6, [5] * 3)]).micro_batch([0])
+    query = torch.zeros(1, 4, batch.num_tokens, 8)
+    layout = PairLayout.of(batch, torch.device("cpu"))
+    with pytest.raises(ModelError, match="at most 10"):
+        pair_attention(tiny_model(), query, query, query, None, sliding_window=10, pair_layout=layout)
+    assert pair_attention(tiny_model(), query, query, query, None, sliding_window=11, pair_layout=layout)[0].shape == (
+        1, batch.num_tokens, 4, 8,
+    )  # fmt: skip
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
