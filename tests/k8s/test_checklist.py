@@ -1,5 +1,6 @@
 """Our own promises about k8s/: the manifests keep them, and every check finds what it is there for."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from tests.k8s import checklist
 from tests.k8s.checklist import CHECKS
 from tests.k8s.examples import Examples
+from tests.k8s.manifests import K8S
 
 pytestmark = pytest.mark.quick
 
@@ -176,6 +178,11 @@ def test_a_broken_promise_is_found(check: checklist.Check, spoil: Callable[[Exam
     spoil(example)
     found = list(check(example.objects))
     assert any(message in text for text in found), found
+
+
+def test_readme_lists_every_promise() -> None:
+    section = (K8S / "README.md").read_text(encoding="utf-8").partition("## Promises")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [check.__name__ for check in CHECKS]
 
 
 def test_every_check_has_a_failing_example() -> None:
