@@ -17,7 +17,7 @@ from service.local_process import free_ports, spawn
 
 OBJECT_STORE_BYTES = 200_000_000
 _SPARE_CPUS = 2  # logical: so that a deployment and a driver find room beside trials that fill the real cores
-_MAX_TEMP_PATH = 37  # Ray adds up to 70 characters, and the path of a Unix socket may have 107 (sun_path)
+_MAX_TEMP_PATH = 35  # Ray and we add up to 72 characters, and the path of a Unix socket may have 107 (sun_path)
 _PORT_OPTIONS = (
     "--port",
     "--dashboard-port",
@@ -74,7 +74,7 @@ class RayHead:
             "--max-worker-port=0",
             f"--num-cpus={(os.cpu_count() or 1) + _SPARE_CPUS}",
             f"--object-store-memory={OBJECT_STORE_BYTES}",
-            f"--temp-dir={self.temp_dir}",
+            f"--temp-dir={self.temp_dir / 'r'}",  # Ray opens its own directory to everybody; the one above stays closed
             "--log-color=false",
         ]
         return spawn(

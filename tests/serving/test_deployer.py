@@ -1,10 +1,9 @@
 """ServeDeployer against a scripted Serve REST API: what is sent, understood, and said when it goes wrong."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,6 +19,8 @@ from service.serving.deployer import (
     route_prefix,
 )
 from simpo.errors import ConfigError
+from tests.fakes import FakeDeployer
+from tests.serving.deployer_contract import DeployerContract
 
 pytestmark = pytest.mark.quick
 
@@ -163,3 +164,24 @@ def test_no_answer_is_told() -> None:
 def test_names_that_are_no_path_segment_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"name: .* is no deployment name"):
         DesiredDeployment(id="dep_1", name=name, model_path="/m")
+
+
+@pytest.fixture(scope="module")
+def deployer() -> FakeDeployer:
+    fake = FakeDeployer()
+    fake.bad.add("/store/bad")
+    return fake
+
+
+@pytest.fixture
+def good_model() -> Path:
+    return Path("/store/good")
+
+
+@pytest.fixture
+def bad_model() -> Path:
+    return Path("/store/bad")
+
+
+class TestFakeDeployer(DeployerContract):
+    """The fake of the control plane's tests keeps the promises of the real one."""

@@ -1,0 +1,90 @@
+"""The embedded stack for real: up, up again, its API killed and mended, down; nothing left, no secret readable."""
+
+import os
+import signal
+import stat
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.local import LocalStack
+from service.local_process import members
+from service.local_state import StackState
+from simpo.errors import ConfigError
+
+pytestmark = pytest.mark.e2e
+
+
+def test_a_stack_lives_and_ends_as_one(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    stack = LocalStack(home)
+    heard: list[str] = []
+    try:
+        started = stack.up(port=0, progress=lambda stage, sentence: heard.append(stage))
+        first = state_of(home)
+        assert heard == ["ray", "api", "ready"]
+        assert started.key_is_new
+        assert_secrets_are_kept(home, first)
+        assert call(started.url, started.key) == 200
+        assert call(started.url, "sk-simpo-guessed") == 401
+
+        status = stack.status()
+        assert (status.state, status.url, status.ray, status.api) == ("running", started.url, True, True)
+        assert 0 < status.memory_bytes < 3 * 2**30
+        again = stack.up()
+        assert (again.url, again.key, again.key_is_new) == (started.url, started.key, False)
+        assert state_of(home) == first, "what runs is left alone"
+        with pytest.raises(ConfigError, match=r"^port: the stack runs already at"):
+            stack.up(port=1)
+
+        assert first.api is not None
+        os.kill(first.api.pid, signal.SIGKILL)
+        wait_until_gone(first.api.pid)
+        assert LocalStack(home).status().state == "partial"
+        mended = LocalStack(home).up()  # as a new `simpo up` would
+        assert (mended.url, mended.key) == (started.url, started.key)
+        second = state_of(home)
+        assert (second.ray, second.id) == (first.ray, first.id)
+        assert second.api is not None and second.api != first.api
+        assert call(started.url, started.key) == 200
+    finally:
+        stopped = stack.down()
+    assert stopped
+    assert members(first.id) == []
+    assert not first.temp_dir.exists()
+    assert sorted(path.name for path in home.iterdir()) == ["key", "lock", "logs", "simpo.db"]
+    assert stack.status().state == "stopped"
+    assert stack.down() is False
+
+
+def assert_secrets_are_kept(home: Path, state: StackState) -> None:
+    for name in ("key", "ray-token", "stack.json"):
+        assert stat.S_IMODE((home / name).stat().st_mode) == 0o600, name
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert stat.S_IMODE(state.temp_dir.stat().st_mode) == 0o700
+    secrets = [(home / "key").read_text().strip(), (home / "ray-token").read_text().strip()]
+    # Command lines are readable by everybody on the machine, logs are passed around.
+    public = [" ".join(process.cmdline()) for process in members(state.id)]
+    public += [log.read_text() for log in (home / "logs").iterdir()]
+    assert not [text for text in public for secret in secrets if secret in text]
+    assert secrets[0].encode() not in (home / "simpo.db").read_bytes()
+
+
+def state_of(home: Path) -> StackState:
+    state = StackState.read(home / "stack.json")
+    assert state is not None
+    return state
+
+
+def call(url: str, key: str) -> int:
+    return httpx.get(f"{url}/v1/sweeps", headers={"Authorization": f"Bearer {key}"}, trust_env=False).status_code
+
+
+def wait_until_gone(pid: int) -> None:
+    """Our own child: it stays a zombie until somebody asks."""
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
