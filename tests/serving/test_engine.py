@@ -1,7 +1,7 @@
 """The transformers engine on a tiny model: alone or in a crowd, a request gets what simpo.generate would give it."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -197,11 +197,7 @@ def test_the_end_of_the_engine_ends_open_requests() -> None:
         asyncio.run(ask())
 
 
-def spoil_nothing(directory: Path) -> None:
-    (directory / "manifest.json").unlink()
-
-
-def spoil_weights(directory: Path) -> None:
+def change_weights(directory: Path) -> None:
     with (directory / "model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x7f")
@@ -211,22 +207,32 @@ def plant_pickle(directory: Path) -> None:
     (directory / "pytorch_model.bin").write_bytes(b"\x80\x04.")
 
 
+def plant_pickle_without_manifest(directory: Path) -> None:
+    plant_pickle(directory)
+    (directory / "manifest.json").unlink()
+
+
 def lose_config(directory: Path) -> None:
     (directory / "config.json").unlink()
+
+
+def lose_everything(directory: Path) -> None:
+    directory.rename(directory.with_name("moved"))
 
 
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (spoil_nothing, "has no manifest.json"),
-        (spoil_weights, "differs from its hash"),
-        (plant_pickle, "pytorch_model.bin"),
+        (change_weights, "differs from its hash"),
+        (plant_pickle, "holds files that its manifest does not know: pytorch_model.bin"),
+        (plant_pickle_without_manifest, "holds pytorch_model.bin: pickles are code"),
         (lose_config, "config.json is missing"),
+        (lose_everything, "there is no directory"),
     ],
 )
-def test_bad_checkpoints_are_refused(spoil: object, says: str, tmp_path: Path) -> None:
+def test_bad_checkpoints_are_refused(spoil: Callable[[Path], None], says: str, tmp_path: Path) -> None:
     directory = tiny_checkpoint(tmp_path / "bad")
-    spoil(directory)  # type: ignore[operator]
+    spoil(directory)
     with pytest.raises(CheckpointError, match=says):
         TransformersEngine.load(directory)
 
@@ -241,8 +247,23 @@ def test_a_pickle_is_refused_even_with_a_manifest_that_knows_it(tmp_path: Path) 
 
     directory = save_checkpoint(tmp_path / "smuggled", model=tiny_model(), tokenizer=Smuggler())
     assert "pytorch_model.bin" in read_manifest(directory)["files"]
-    with pytest.raises(CheckpointError, match=r"pytorch_model.bin: pickles are code and never loaded"):
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin: pickles are code; keep safetensors only"):
         TransformersEngine.load(directory)
+
+
+def test_a_policy_of_another_version_is_refused(tmp_path: Path) -> None:
+    policy = {"tokens": {"max_length": 64, "fold": 3}}
+    directory = save_checkpoint(tmp_path / "newer", model=tiny_model(), tokenizer=tiny_tokenizer(), manifest=policy)
+    with pytest.raises(CheckpointError, match=r"manifest.json: tokens: .*'fold'; it was written by another version"):
+        TransformersEngine.load(directory)
+
+
+def test_a_base_model_from_elsewhere_has_no_manifest_and_is_served(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    engine = TransformersEngine.load(tmp_path / "base")
+    engine.warm_up()
+    engine.close()
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

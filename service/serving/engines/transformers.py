@@ -13,7 +13,7 @@ import torch
 
 from service.serving.engines.base import EngineError, Piece, Sampling, Turn
 from service.serving.engines.batching import Decoder, Request
-from simpo.checkpoint import read_manifest
+from simpo.checkpoint import MANIFEST, read_manifest
 from simpo.config import TokenPolicy
 from simpo.errors import CheckpointError
 from simpo.model import load_model, load_tokenizer
@@ -39,19 +39,16 @@ class TransformersEngine:
 
     @classmethod
     def load(cls, directory: str | Path, *, dtype: str = "float32", max_batch: int = 32) -> Self:
-        """Load a checkpoint after checking every file against its manifest.
+        """Load a checkpoint, every file checked against its manifest; or a base model from elsewhere, which has none.
 
         Raises:
-            CheckpointError: no manifest, a file that is missing, altered or unknown, or a pickle.
+            CheckpointError: a file that is missing, altered or unknown to the manifest; a pickle; no directory.
             ModelError: the architecture is unknown, or the files are no model.
         """
-        manifest = read_manifest(directory)
-        pickles = sorted(name for name in manifest["files"] if Path(name).suffix in _PICKLES)
-        if pickles:
-            raise CheckpointError(f"{directory} holds {', '.join(pickles)}: pickles are code and never loaded")
+        policy = _checked(Path(directory))
         model = load_model(directory, dtype=dtype)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model, load_tokenizer(directory), TokenPolicy(**manifest.get("tokens", {})), max_batch=max_batch)
+        return cls(model, load_tokenizer(directory), policy, max_batch=max_batch)
 
     @property
     def context_length(self) -> int:
@@ -106,3 +103,18 @@ class TransformersEngine:
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _checked(directory: Path) -> TokenPolicy:
+    """The policy it was trained with, after refusing what must not be loaded."""
+    if not directory.is_dir():
+        raise CheckpointError(f"there is no directory {directory}: its sweep may have been deleted; deploy another one")
+    # Our writer renames a directory into place when its manifest is in it, so without one it is not ours.
+    manifest = read_manifest(directory) if (directory / MANIFEST).exists() else {}
+    pickles = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLES)
+    if pickles:
+        raise CheckpointError(f"{directory} holds {', '.join(pickles)}: pickles are code; keep safetensors only")
+    try:
+        return TokenPolicy(**manifest.get("tokens", {}))
+    except TypeError as error:
+        raise CheckpointError(f"{directory / MANIFEST}: tokens: {error}; it was written by another version") from error
