@@ -83,18 +83,20 @@ class Posts:
             if known is not None:
                 return _replay(known, request_hash)
             now = self._clock.now()
-            answer = effect(session, now)
-            session.add(
-                IdempotentAnswer(
-                    principal=caller.key_id,
-                    key=key,
-                    request_hash=request_hash,
-                    status=answer.status,
-                    headers=answer.headers,
-                    body=answer.body,
-                    created_at=now,
-                )
+            # The key is taken before the effect looks around: another process with the same key waits here.
+            stored = IdempotentAnswer(
+                principal=caller.key_id,
+                key=key,
+                request_hash=request_hash,
+                status=0,
+                headers={},
+                body={},
+                created_at=now,
             )
+            session.add(stored)
+            session.flush()
+            answer = effect(session, now)
+            stored.status, stored.headers, stored.body = answer.status, answer.headers, answer.body
             session.flush()
             self._failpoint("post.before_commit")
         self._failpoint("post.after_commit")

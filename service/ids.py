@@ -1,14 +1,33 @@
 """Opaque ids: a prefix that says what it is, then a ULID in lower case, so that ids sort by time of creation."""
 
 import secrets
+import threading
 from datetime import datetime
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
+class _Ulids:
+    """48 bits of milliseconds, 80 random bits; within a millisecond of one process each is one more than the last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def next(self, milliseconds: int) -> int:
+        with self._lock:
+            fresh = (milliseconds << 80) | secrets.randbits(80)
+            same = self._last >> 80 == milliseconds
+            self._last = self._last + 1 if same else fresh
+            return self._last
+
+
+_ulids = _Ulids()
+
+
 def new_id(prefix: str, now: datetime) -> str:
-    """E.g. swp_01j8...: 48 bits of milliseconds, 80 random bits, 26 characters."""
-    value = (int(now.timestamp() * 1000) << 80) | secrets.randbits(80)
+    """E.g. swp_01j8...: the prefix and 26 characters that sort in the order of creation."""
+    value = _ulids.next(int(now.timestamp() * 1000))
     return f"{prefix}_" + "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -5, -5))
 
 

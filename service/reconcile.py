@@ -49,6 +49,7 @@ class Reconciler:
         self._deployments = Rollout(store, deployer, clock, failpoint)
         self._housekeeping = housekeeping
         self._housekept_at = float("-inf")
+        self._renew_at = 0.0
         self._holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -81,7 +82,7 @@ class Reconciler:
 
     def run_once(self) -> bool:
         """One pass, if this process has the lease. True when another one at once is worth it."""
-        if not self._store.take_lease(LEASE, self._holder, max(_LEASE_S, 3 * self._interval_s)):
+        if not self._leads():
             return False
         again = self._sweeps.step()
         self._deployments.step()
@@ -89,6 +90,16 @@ class Reconciler:
             self._housekept_at = self._clock.monotonic()
             self._housekeeping()
         return again
+
+    def _leads(self) -> bool:
+        """Take or keep the lease; a third of its time may pass before it is written again."""
+        now = self._clock.monotonic()
+        if now < self._renew_at:
+            return True
+        ttl_s = max(_LEASE_S, 3 * self._interval_s)
+        leads = self._store.take_lease(LEASE, self._holder, ttl_s)
+        self._renew_at = now + ttl_s / 3 if leads else 0.0
+        return leads
 
     def _loop(self) -> None:
         while not self._stopping.is_set():

@@ -62,6 +62,7 @@ def create_sweep(session: Session, order: Order, caller: Caller, now: datetime) 
     )
     session.add(sweep)
     events.append(session, sweep, "job.queued", "Accepted.", {"name": order.name}, now=now, actor=caller.key_id)
+    session.flush()
     return sweep
 
 

@@ -68,9 +68,10 @@ class Supervisor:
         for sweep, attempt in live:
             try:
                 ended |= self._step_sweep(sweep, attempt, jobs)
-            except (SimPOError, OSError, KeyError, TypeError, ValueError):
+            except (SimPOError, OSError, KeyError, TypeError, ValueError) as error:
                 # One unreadable run directory must not stop the others.
                 log.exception("%s: skipped in this pass", sweep.id)
+                self._explain(sweep, "RUN_DIR_UNREADABLE", f"{type(error).__name__}: {error}")
         running = sum(attempt is not None for _, attempt in live)
         self._admit([sweep for sweep, attempt in live if attempt is None], running)
         for attempt in unreleased:
@@ -92,6 +93,14 @@ class Supervisor:
         if attempt.submitted_at is None:
             return self._submit(sweep, attempt, jobs)
         return self._look(sweep, attempt, jobs)
+
+    def _explain(self, sweep: Sweep, reason: str, message: str) -> None:
+        if (sweep.reason, sweep.message) == (reason, message):
+            return
+        with self._store.write() as session:
+            row = lock_sweep(session, sweep.id)
+            if row is not None and row.state in LIVE:
+                explain(row, reason, message)
 
     # -- admission and submission
 
@@ -272,10 +281,7 @@ class Supervisor:
                 events.append(session, row, "job.cancelling", "The driver is being stopped.", now=now)
             self._failpoint("mid_cancel")
         if jobs is None:
-            with self._store.write() as session:
-                cancelling = lock_sweep(session, sweep.id)
-                if cancelling is not None and cancelling.state == State.CANCELLING:
-                    explain(cancelling, "RAY_UNREACHABLE", "Ray does not answer; the driver is stopped when it does.")
+            self._explain(sweep, "RAY_UNREACHABLE", "Ray does not answer; the driver is stopped when it does.")
             return False
         job = jobs.get(attempt.submission_id)
         if job is not None and not job.terminal:

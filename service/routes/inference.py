@@ -55,8 +55,12 @@ def get_model(model: str, context: ContextDep) -> Response:
 async def _forward(request: Request, context: Context, path: str) -> Response:
     body = await request.body()
     deployment = await run_in_threadpool(_find, context, _model_name(body))
-    # The caller's key stays here: Serve knows no keys.
-    headers = {"content-type": "application/json", "x-request-id": request.state.request_id}
+    # The caller's key stays here: Serve knows no keys. Identity: the bytes are passed on as they are.
+    headers = {
+        "content-type": "application/json",
+        "accept-encoding": "identity",
+        "x-request-id": request.state.request_id,
+    }
     onward = context.models.build_request("POST", route_prefix(deployment.name) + path, content=body, headers=headers)
     try:
         answer = await context.models.send(onward, stream=True)

@@ -134,7 +134,6 @@ def _create(
 
     def effect(session: Session, now: datetime) -> Answer:
         row = rows.create_sweep(session, order, caller, now)
-        session.flush()
         headers = {"location": f"{request.url.path.rstrip('/')}/{row.id}", "etag": etag(row.version)}
         return Answer(status=202, body=sweep_json(row, {}, whole=False), headers=headers)
 

@@ -1,0 +1,221 @@
+"""Hand-written stand-ins for what surrounds the control plane: time, Ray Jobs, Ray Serve, and a sweep's driver."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from service.cluster import JobInfo, JobsError
+from service.serving.deployer import DeployerError, DesiredDeployment, ObservedDeployment, State
+from simpo.errors import ConfigError
+from sweeps.run_dir import Attempt, RunDir
+from sweeps.spec import SweepSpec, spec_hash
+
+
+class FakeClock:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self._now = datetime(2026, 9, 1, 9, 30, tzinfo=UTC)
+        self._seconds = 0.0
+
+    def now(self) -> datetime:
+        return self._now
+
+    def monotonic(self) -> float:
+        return self._seconds
+
+    def advance(self, seconds: float) -> None:
+        """Time passes."""
+        self._now += timedelta(seconds=seconds)
+        self._seconds += seconds
+
+    def jump(self, seconds: float) -> None:
+        """Somebody sets the wall clock; durations are not touched."""
+        self._now += timedelta(seconds=seconds)
+
+
+class FakeJobs:
+    """Ray Jobs in memory: jobs do nothing until a test says what became of them.
+
+    `silent`: Ray does not answer. `lose_answers`: so many submits work although their caller sees an error.
+    `lose_submits`: so many submits are lost on the way. `refusal`: every submit is refused with these words.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, JobInfo] = {}
+        self.entrypoints: dict[str, str] = {}
+        self.env: dict[str, Mapping[str, str]] = {}
+        self.calls: list[str] = []
+        self.log = ""
+        self.silent = False
+        self.lose_answers = 0
+        self.lose_submits = 0
+        self.refusal = ""
+        self.stops_at_once = True
+
+    def submit(self, submission_id: str, entrypoint: str, env: Mapping[str, str]) -> None:
+        self._called("submit")
+        if self.refusal:
+            raise JobsError(self.refusal, unreachable=False)
+        if submission_id in self.jobs:
+            raise JobsError(f"Job with submission_id {submission_id} already exists", unreachable=False)
+        if self.lose_submits:
+            self.lose_submits -= 1
+            raise JobsError("the answer did not come in time", unreachable=True)
+        self.jobs[submission_id] = JobInfo(submission_id=submission_id, status="RUNNING")
+        self.entrypoints[submission_id] = entrypoint
+        self.env[submission_id] = dict(env)
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise JobsError("the answer did not come in time", unreachable=True)
+
+    def get(self, submission_id: str) -> JobInfo | None:
+        self._called("get")
+        return self.jobs.get(submission_id)
+
+    def list(self) -> dict[str, JobInfo]:
+        self._called("list")
+        return dict(self.jobs)
+
+    def stop(self, submission_id: str) -> None:
+        self._called("stop")
+        job = self.jobs.get(submission_id)
+        if job is not None and not job.terminal and self.stops_at_once:
+            self.become(submission_id, "STOPPED")
+
+    def logs(self, submission_id: str) -> str:
+        self._called("logs")
+        return self.log
+
+    def become(self, submission_id: str, status: str, message: str = "") -> None:
+        """What Ray says of the job from now on."""
+        self.jobs[submission_id] = JobInfo(submission_id=submission_id, status=status, message=message)
+
+    def count(self, call: str) -> int:
+        """How often a call was made."""
+        return self.calls.count(call)
+
+    def _called(self, call: str) -> None:
+        self.calls.append(call)
+        if self.silent:
+            raise JobsError("Ray does not answer", unreachable=True)
+
+
+class FakeDeployer:
+    """Ray Serve in memory. `ready`: what is declared is READY at once. `bad`: model paths that fail to load."""
+
+    def __init__(self) -> None:
+        self.declared: dict[str, DesiredDeployment] = {}
+        self.states: dict[str, ObservedDeployment] = {}
+        self.calls: list[str] = []
+        self.ready = True
+        self.silent = False
+        self.bad: set[str] = set()
+
+    def apply(self, desired: Sequence[DesiredDeployment]) -> None:
+        self._called("apply")
+        for field in ("id", "name"):
+            values = [getattr(d, field) for d in desired]
+            twice = sorted({value for value in values if values.count(value) > 1})
+            if twice:
+                raise ConfigError(f"{', '.join(twice)} is used by more than one deployment; each needs its own", field)
+        self.declared = {d.id: d for d in desired}
+        self.states = {d.id: self._state(d) for d in desired}
+
+    def observe(self) -> dict[str, ObservedDeployment]:
+        self._called("observe")
+        return dict(self.states)
+
+    def become(self, deployment_id: str, state: State, message: str = "") -> None:
+        """What Serve shows of it from now on."""
+        revision = self.declared[deployment_id].revision
+        self.states[deployment_id] = ObservedDeployment(state=state, message=message, revision=revision)
+
+    def _state(self, desired: DesiredDeployment) -> ObservedDeployment:
+        if desired.model_path in self.bad:
+            message = f"no model in {desired.model_path}"
+            return ObservedDeployment(state="FAILED", message=message, revision=desired.revision)
+        return ObservedDeployment(state="READY" if self.ready else "PENDING", revision=desired.revision)
+
+    def _called(self, call: str) -> None:
+        self.calls.append(call)
+        if self.silent:
+            raise DeployerError("Ray Serve does not answer")
+
+
+class FakeDriver:
+    """What a driver leaves in the run directory, step by step. Making it claims the attempt."""
+
+    def __init__(self, run_dir: Path, attempt: int = 1) -> None:
+        self.run = RunDir(run_dir)
+        self.spec = SweepSpec.model_validate(self.run.read_spec())
+        self.attempt: Attempt = self.run.claim(attempt)
+
+    def start(self) -> "FakeDriver":
+        """First signs of life."""
+        self.attempt.append("job.started", "started", {"attempt": self.attempt.number})
+        self.attempt.append("job.phase", "searching", {"phase": "searching", "progress": 0.0})
+        self.beat()
+        return self
+
+    def beat(self) -> None:
+        """Still alive."""
+        self.attempt.beat({})
+
+    def create(self, number: int) -> None:
+        """A trial begins."""
+        data = {"trial_id": f"trl_{number:04d}", "number": number, "params": {"learning_rate": 1e-4 * (number + 1)}}
+        self.attempt.append("trial.created", f"trial {number} starts", data)
+
+    def rung(self, number: int, step: int, value: float) -> None:
+        """A trial reaches a rung."""
+        where = {"trial_id": f"trl_{number:04d}", "number": number, "step": step}
+        metrics = {"win_rate": value, "accuracy": value}
+        self.attempt.append("trial.rung", f"trial {number} at step {step}", {**where, "metrics": metrics})
+
+    def end(self, number: int, kind: str = "trial.completed", value: float | None = None, step: int = 120) -> None:
+        """A trial ends."""
+        trial_id = f"trl_{number:04d}"
+        checkpoint = self.attempt.trial_path(trial_id) / "checkpoint"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        (checkpoint / "config.json").write_text("{}")
+        data: dict[str, Any] = {"trial_id": trial_id, "number": number, "step": step, "value": value, "reason": ""}
+        data |= {"checkpoint": self.attempt.relative(checkpoint), "seconds": 1.5, "metrics": {}}
+        self.attempt.append(kind, f"trial {number} ended", data)
+
+    def search(self, values: Sequence[float]) -> "FakeDriver":
+        """Whole trials with these values."""
+        for number, value in enumerate(values):
+            self.create(number)
+            self.rung(number, 30, value / 2)
+            self.end(number, value=value)
+        best = max(range(len(values)), key=values.__getitem__)
+        self.attempt.append(
+            "best.updated", "best", {"trial_id": f"trl_{best:04d}", "value": values[best], "params": {}}
+        )
+        return self
+
+    def finish(self, winner: int = 0) -> None:
+        """Publish the result."""
+        trial_id = f"trl_{winner:04d}"
+        checkpoint = self.attempt.relative(self.attempt.trial_path(trial_id) / "checkpoint")
+        base = self.run.root / "base"
+        base.mkdir(exist_ok=True)
+        (base / "config.json").write_text("{}")
+        self.attempt.append("job.finished", "finished", {})
+        self.attempt.publish_result(
+            {
+                "attempt": self.attempt.number,
+                "spec_hash": spec_hash(self.spec),
+                "state": "SUCCEEDED",
+                "method": self.spec.method,
+                "best": {"trial_id": trial_id, "method": self.spec.method, "value": 0.7, "checkpoint": checkpoint},
+                "base": {"checkpoint": str(base)},
+                "leaderboard": [{"rank": 1, "trial_id": trial_id, "value": 0.7}],
+            }
+        )
+
+    def fail(self, message: str, kind: str = "USER_ERROR") -> None:
+        """The driver gives up, and says why."""
+        self.attempt.append("job.failed", message, {"class": kind, "message": message}, level="error")
