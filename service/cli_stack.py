@@ -14,7 +14,9 @@ HomeOption = Annotated[Path | None, typer.Option("--home", help="Same as simpo -
 def up(
     ctx: typer.Context,
     home: HomeOption = None,
-    host: Annotated[str, typer.Option(help="Address the service listens on.")] = "127.0.0.1",
+    host: Annotated[
+        str | None, typer.Option(help="Address the service listens on. [default: as before, or 127.0.0.1]")
+    ] = None,
     port: Annotated[
         int | None, typer.Option(help="Its port; 0: any free one. [default: as before, or 8080]", min=0, max=65535)
     ] = None,

@@ -91,7 +91,7 @@ class LocalStack:
     def up(
         self,
         *,
-        host: str = "127.0.0.1",
+        host: str | None = None,
         port: int | None = None,
         progress: Progress = lambda stage, sentence: None,
         timeout_s: float = 120.0,
@@ -99,19 +99,20 @@ class LocalStack:
         """Start what does not run yet, and return when all of it answers. On failure, what was started is ended again.
 
         Args:
-            host: address of the API.
+            host: address of the API; None: the same as before, or SIMPO_BIND_HOST (127.0.0.1).
             port: its port; 0: any free one; None: the same as before, or SIMPO_BIND_PORT (8080).
             progress: is told what happens.
             timeout_s: for all of it.
 
         Raises:
-            ConfigError: the port is in use, or the stack runs already at another one.
+            ConfigError: the port is in use, or the stack runs already at another address.
             LocalStackError: Ray or the API does not start, or another `up` or `down` is at work.
         """
         deadline = time.monotonic() + timeout_s
         with self._lock():
-            before = self._survivor(progress)
-            url = _choose_url(before, host, port)
+            last = StackState.read(self._state_file)
+            before = self._survivor(last, progress)
+            url = _choose_url(last, before is not None and before.api_lives, host, port)
             try:
                 state = before or self._start_ray(url, progress)
                 key, key_is_new = self._key()
@@ -180,14 +181,17 @@ class LocalStack:
                 ) from None
             yield
 
-    def _survivor(self, progress: Progress) -> StackState | None:
-        """The stack that runs already; the remains of one whose Ray is gone are cleared away."""
-        state = StackState.read(self._state_file)
-        if state is None or state.ray_lives:
-            return state
-        progress("down", "clearing what an earlier stack left behind")
-        self._clear(state)
-        return None
+    def _survivor(self, last: StackState | None, progress: Progress) -> StackState | None:
+        """What can be kept of the last stack: nothing without its Ray, whose ports its API knows."""
+        if last is None:
+            return None
+        if not last.ray_lives:
+            progress("down", "clearing what an earlier stack left behind")
+            self._clear(last)
+            return None
+        if not last.api_lives:
+            self._end_api(last)  # one that nobody wrote down may hold the port
+        return last
 
     def _undo(self, before: StackState | None) -> None:
         """After a failed `up`: back to what ran before it."""
@@ -215,7 +219,6 @@ class LocalStack:
 
     def _start_api(self, state: StackState, url: str, progress: Progress) -> StackState:
         progress("api", f"starting the API at {url}")
-        self._end_api(state)
         where = urlsplit(url)
         command = [self._python, "-m", "uvicorn", _API_FACTORY, "--factory"]
         command += ["--host", str(where.hostname), "--port", str(where.port)]
@@ -309,17 +312,19 @@ class LocalStack:
         self._state_file.unlink(missing_ok=True)
 
 
-def _choose_url(before: StackState | None, host: str, port: int | None) -> str:
-    """Where the API shall listen. Raises ConfigError when it cannot."""
-    if before is not None and before.api_lives:
-        if port and port != urlsplit(before.url).port:
-            raise ConfigError(f"the stack runs already at {before.url}; `simpo down` first to move it", "port")
-        return before.url
+def _choose_url(last: StackState | None, runs: bool, host: str | None, port: int | None) -> str:
+    """Where the API shall listen, or listens already. Raises ConfigError when that is not possible."""
+    old = urlsplit(last.url) if last is not None else None
+    if runs and old is not None:
+        if host not in (None, old.hostname) or port not in (None, 0, old.port):
+            raise ConfigError(f"the stack runs already at {old.geturl()}; `simpo down` first to move it", "port")
+        return old.geturl()
+    mine = Settings.from_env()
+    host = host or (old.hostname if old is not None else None) or mine.bind_host
     if port is None:
-        port = urlsplit(before.url).port if before is not None else Settings.from_env().bind_port
+        port = (old.port if old is not None else None) or mine.bind_port
     if port == 0:
         port = free_ports(1)[0]
-    assert port is not None
     if not port_is_free(host, port):
         raise ConfigError(f"{host}:{port} is in use by another program; stop it or choose another (0: any)", "port")
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -48,9 +48,9 @@ def test_processes_are_found_by_their_mark_also_as_orphans(stack_id: str, tmp_pa
     # The shell starts a grandchild in a session of its own and ends: init adopts it.
     orphan = ["sh", "-c", "setsid sleep 60 & echo started"]
     pid = spawn(orphan, stack_id=stack_id, environment={}, directory=tmp_path, log=log)
-    wait_for(lambda: not Identity(pid=pid, started=0).alive and members(stack_id, "sleep 60"), "the orphan")
+    wait_for(lambda: [p.cmdline() for p in members(stack_id)] == [["sleep", "60"]], "only the orphan is left")
     (found,) = members(stack_id)
-    assert found.ppid() != pid and found.cmdline() == ["sleep", "60"]
+    assert found.ppid() != pid
     assert members(stack_id, "sleep 61") == []
     assert kill_all(stack_id) == []
     assert members(stack_id) == []
@@ -132,7 +132,7 @@ def test_ray_gets_ports_of_its_own_and_a_path_short_enough_for_its_sockets() -> 
     one, other = RayHead.plan("0a1b2c3d"), RayHead.plan("11111111")
     assert len(set(one.ports)) == len(one.ports)
     assert one.temp_dir != other.temp_dir
-    assert len(str(one.temp_dir)) <= 37
+    assert len(str(one.temp_dir)) <= 35
     assert not one.temp_dir.exists(), "a plan makes nothing"
 
 
