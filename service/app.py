@@ -20,7 +20,7 @@ from service.gate import Gate
 from service.idempotency import Posts
 from service.reconcile import Reconciler
 from service.routes import deployments, events, health, inference, sweeps, trials
-from service.serving.deployer import Deployer, ServeDeployer
+from service.serving.deployer import Deployer, ServeDeployer, listen_address
 from service.settings import Settings
 from service.store import Store
 from service.stream import Hub
@@ -113,10 +113,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _serve_deployer(settings: Settings) -> ServeDeployer:
-    serve = httpx.URL(settings.serve_url)
-    return ServeDeployer(
-        settings.serve_dashboard_url, settings.ray_token, http_host=serve.host, http_port=serve.port or 80
-    )
+    host, port = listen_address(settings.serve_url)
+    return ServeDeployer(settings.serve_dashboard_url, settings.ray_token, http_host=host, http_port=port)
 
 
 async def _bad_request(request: Request, error: Exception) -> Response:

@@ -224,6 +224,17 @@ def route_prefix(name: str) -> str:
     return f"/d/{name}"
 
 
+def listen_address(serve_url: str) -> tuple[str, int]:
+    """(host, port) on which Serve must listen to be reached at that URL.
+
+    On loopback when the URL says so; a URL that names another machine or a Kubernetes service is no address to bind to:
+    then every interface, fenced by the network (Serve knows no keys).
+    """
+    url = httpx.URL(serve_url)
+    host = url.host if url.host in ("127.0.0.1", "::1", "localhost") else "0.0.0.0"
+    return host, url.port or (443 if url.scheme == "https" else 80)
+
+
 def _refuse_duplicates(desired: Sequence[DesiredDeployment]) -> None:
     for field in ("id", "name"):
         values = [getattr(d, field) for d in desired]

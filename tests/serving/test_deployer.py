@@ -16,6 +16,7 @@ from service.serving.deployer import (
     ObservedDeployment,
     ServeDeployer,
     State,
+    listen_address,
     route_prefix,
 )
 from simpo.errors import ConfigError
@@ -158,6 +159,20 @@ def test_no_answer_is_told() -> None:
 
     with pytest.raises(DeployerError, match=r"Ray Serve at ray.test:8265 does not answer \(ConnectError"):
         deployer_on(refuse).observe()
+
+
+@pytest.mark.parametrize(
+    ("serve_url", "address"),
+    [
+        ("http://127.0.0.1:8123", ("127.0.0.1", 8123)),
+        ("http://localhost:8000", ("localhost", 8000)),
+        ("http://simpo-serving-head-svc:8000", ("0.0.0.0", 8000)),
+        ("http://10.1.2.3", ("0.0.0.0", 80)),
+        ("https://serve.example", ("0.0.0.0", 443)),
+    ],
+)
+def test_serve_listens_where_it_is_reached(serve_url: str, address: tuple[str, int]) -> None:
+    assert listen_address(serve_url) == address
 
 
 @pytest.mark.parametrize("name", ["", "Winner", "-a", "a-", "a/b", "..", "a" * 64, "a\n", "a b"])
