@@ -97,6 +97,8 @@ def _trl_step(trainer: Any) -> Step:
     rows = trainer.train_dataset
     trainer.create_optimizer_and_scheduler(num_training_steps=1)
     trainer.current_gradient_accumulation_steps = 1
+    if trainer.args.gradient_checkpointing:  # what Trainer.train() does before its first step
+        trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
     model = trainer.accelerator.prepare(trainer.model)
 
     def step(group: list[int]) -> float:
