@@ -167,8 +167,7 @@ class RayJobs:
         return answer
 
     def _refusal(self, answer: httpx.Response) -> JobsError:
-        lines = [line.strip() for line in answer.text.splitlines() if line.strip()]
-        reason = lines[-1] if lines else answer.reason_phrase
+        reason = _cause(answer.text) or answer.reason_phrase
         return JobsError(f"Ray at {self._where} answered {answer.status_code}: {reason[:500]}", unreachable=False)
 
 
@@ -181,6 +180,13 @@ def driver_command(python: str, run_dir: Path, attempt: int) -> str:
 def driver_env(stop_s: int) -> dict[str, str]:
     """Variables of the driver. Ray's default kills a stopped driver after 3 s, in the middle of its last records."""
     return {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_s), "PYTHONUNBUFFERED": "1"}
+
+
+def _cause(text: str) -> str:
+    """The exception at the end of a traceback, or else the last line that says something."""
+    lines = [line.strip() for line in _ANSI.sub("", text).splitlines() if re.search(r"\w", line)]
+    exceptions = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (exceptions or lines or [""])[-1]
 
 
 def _info(job: Mapping[str, Any]) -> JobInfo:

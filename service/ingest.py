@@ -54,6 +54,14 @@ def take_records(
         attempt.journal_seq = record["seq"]
 
 
+def note_checkpoints(session: Session, sweep_id: str, result: dict[str, Any]) -> None:
+    """Which trials kept a checkpoint: the driver drops those that can no longer win, and says so in its ranking."""
+    kept = {row.get("trial_id"): row.get("checkpoint") for row in result.get("leaderboard") or ()}
+    for trial in session.scalars(select(Trial).where(Trial.sweep_id == sweep_id)):
+        if trial.trial_id in kept:
+            trial.checkpoint = kept[trial.trial_id]
+
+
 class _Trials:
     """The rows of one sweep's trials, read once and only when needed."""
 

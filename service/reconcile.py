@@ -23,7 +23,7 @@ from service.supervise import Supervisor
 log = logging.getLogger(__name__)
 
 LEASE = "reconciler"
-_LEASE_S = 5.0
+_LEASE_S = 2.0  # at least; after a kill -9 the next process waits so long
 _HOUSEKEEPING_S = 3600.0
 
 

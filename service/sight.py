@@ -12,6 +12,9 @@ from sweeps.run_dir import Record, read_heartbeat, read_journal, read_result
 
 USER_ERROR = "USER_ERROR"
 SYSTEM_ERROR = "SYSTEM_ERROR"
+CLOSING = "job.finished"
+"""The record that a driver writes after its result."""
+_CLOSING_S = 3.0
 
 _PHASES = {
     "preparing": "Prepares the data and the base model.",
@@ -46,6 +49,8 @@ class Sight:
     """Seconds since this reader saw the heartbeat change, or since it began to look."""
     result: dict[str, Any] | None
     """result.json of this very attempt and spec."""
+    last_word: bool
+    """The driver has nothing more to say after its result: its closing record is here, or time enough passed."""
     failure: dict[str, Any] | None
     """{class, message} by the driver, or of a result that is not this sweep's."""
     ray_answers: bool
@@ -67,6 +72,7 @@ class Watch:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._beats: dict[str, tuple[int, float]] = {}
+        self._results: dict[str, float] = {}
 
     def look(
         self,
@@ -92,11 +98,14 @@ class Watch:
         if result is not None and (result.get("attempt"), result.get("spec_hash")) != (directory.number, spec_hash):
             failure = {"class": SYSTEM_ERROR, "message": "result.json belongs to another sweep or attempt."}
             result = None
+        closing = any(record["type"] == CLOSING for record in records)
+        published = now if result is None else self._results.setdefault(submission_id, now)
         return Sight(
             records=records,
             started=beat is not None or bool(records) or after_seq > 0 or result is not None,
             quiet_s=now - since,
             result=result,
+            last_word=closing or now - published >= _CLOSING_S,
             failure=failure,
             ray_answers=jobs is not None,
             job=(jobs or {}).get(submission_id),
@@ -105,12 +114,14 @@ class Watch:
     def forget(self, submission_id: str) -> None:
         """An attempt that ended needs no memory."""
         self._beats.pop(submission_id, None)
+        self._results.pop(submission_id, None)
 
 
 def judge(sight: Sight, *, stale_s: float, hung_s: float) -> Verdict:
     """The driver's word counts; Ray's word counts only together with a heart that stood still for `stale_s`."""
     if sight.result is not None:
-        return Verdict.SUCCEEDED
+        # The result is the success; its closing records come a moment later, and belong to the history.
+        return Verdict.SUCCEEDED if sight.last_word or sight.gone else Verdict.WAIT
     if sight.failure is not None:
         return Verdict.FAILED
     if sight.gone and sight.quiet_s >= stale_s:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from service import events
 from service.clock import Clock
 from service.cluster import JobInfo, Jobs, JobsError, driver_command, driver_env
-from service.ingest import take_records
+from service.ingest import note_checkpoints, take_records
 from service.models import Attempt, Sweep
 from service.pauses import Pauses
 from service.rows import (
@@ -236,6 +236,7 @@ class Supervisor:
         assert sight.result is not None
         row.result, row.best = sight.result, sight.result.get("best") or row.best
         row.phase, row.progress = "done", 1.0
+        note_checkpoints(session, row.id, sight.result)
         end_attempt(session, attempt, AttemptState.SUCCEEDED, "", now)
         move(session, row, State.SUCCEEDED, "DONE", "Succeeded.", now)
         events.append(session, row, "job.succeeded", "Succeeded.", {"best": row.best}, now=now, attempt=attempt.n)

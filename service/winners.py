@@ -59,4 +59,5 @@ def _checked(run_dir: Path, checkpoint: str, name: str) -> str:
 
 
 def _missing(name: str) -> Invalid:
-    return invalid([("/checkpoint", f"the checkpoint {name!r} is no longer in the run directory: choose another one")])
+    where = "is not a directory on this machine" if name == BASE else "is no longer in the run directory"
+    return invalid([("/checkpoint", f"the checkpoint {name!r} {where}: choose another one")])

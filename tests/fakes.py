@@ -196,14 +196,13 @@ class FakeDriver:
         )
         return self
 
-    def finish(self, winner: int = 0) -> None:
-        """Publish the result."""
+    def finish(self, winner: int = 0, *, last_word: bool = True) -> None:
+        """Publish the result, and say so."""
         trial_id = f"trl_{winner:04d}"
         checkpoint = self.attempt.relative(self.attempt.trial_path(trial_id) / "checkpoint")
         base = self.run.root / "base"
         base.mkdir(exist_ok=True)
         (base / "config.json").write_text("{}")
-        self.attempt.append("job.finished", "finished", {})
         self.attempt.publish_result(
             {
                 "attempt": self.attempt.number,
@@ -212,9 +211,11 @@ class FakeDriver:
                 "method": self.spec.method,
                 "best": {"trial_id": trial_id, "method": self.spec.method, "value": 0.7, "checkpoint": checkpoint},
                 "base": {"checkpoint": str(base)},
-                "leaderboard": [{"rank": 1, "trial_id": trial_id, "value": 0.7}],
+                "leaderboard": [{"rank": 1, "trial_id": trial_id, "value": 0.7, "checkpoint": checkpoint}],
             }
         )
+        if last_word:
+            self.attempt.append("job.finished", "finished", {})
 
     def fail(self, message: str, kind: str = "USER_ERROR") -> None:
         """The driver gives up, and says why."""

@@ -252,6 +252,15 @@ def test_a_drivers_own_failure_is_tried_again_at_once(plane: Plane) -> None:
     assert "job.restarted" in plane.events(sweep_id)
 
 
+def test_a_driver_that_dies_between_result_and_last_word_has_succeeded(plane: Plane) -> None:
+    sweep_id, _, driver = started(plane)
+    driver.search([0.5]).finish(last_word=False)
+    plane.turn(2)
+    assert plane.sweep(sweep_id)["state"] == "RUNNING"
+    plane.turn(3)
+    assert plane.sweep(sweep_id)["state"] == "SUCCEEDED"
+
+
 def test_a_result_of_another_spec_is_not_accepted(plane: Plane) -> None:
     sweep_id, _, _ = started(plane)
     result = plane.settings.run_dir(sweep_id) / "attempts/1/result.json"

@@ -1,0 +1,64 @@
+"""The jobs contract on the pinned Ray: an upgrade that changes one of these facts is noticed here."""
+
+import secrets
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from service.cluster import Jobs, JobsError, RayJobs
+from service.local_process import kill_all
+from service.local_ray import RayHead
+from tests.contracts import JobsContract
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RayHead, str]]:
+    """A private Ray head and its token."""
+    head, token = RayHead.plan(secrets.token_hex(4)), secrets.token_hex(16)
+    log = tmp_path_factory.mktemp("jobs") / "ray.log"
+    try:
+        head.start(token, log)
+        deadline = time.monotonic() + 90
+        while not head.answers(token):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        yield head, token
+    finally:
+        assert kill_all(head.stack_id) == []
+        head.remove()
+
+
+@pytest.fixture(scope="module")
+def jobs(head: tuple[RayHead, str]) -> Iterator[Jobs]:
+    jobs = RayJobs(head[0].dashboard_url, head[1])
+    yield jobs
+    jobs.close()
+
+
+@pytest.fixture
+def sleeper() -> str:
+    return "echo the driver speaks; exec sleep 300"
+
+
+class TestRayJobs(JobsContract):
+    """The contract on Ray's REST API, and what only a real job shows."""
+
+    def test_what_it_said_can_be_read(self, jobs: Jobs) -> None:
+        assert "the driver speaks" in jobs.logs("swp-contract-a1")
+
+    def test_a_failed_job_says_so(self, jobs: Jobs) -> None:
+        jobs.submit("swp-contract-a2", "echo last words; exit 3", {})
+        self.wait(lambda: (info := jobs.get("swp-contract-a2")) is not None and info.terminal)
+        info = jobs.get("swp-contract-a2")
+        assert info is not None and info.status == "FAILED" and "last words" in info.message
+
+
+def test_a_wrong_token_is_unreachable_with_the_remedy(head: tuple[RayHead, str]) -> None:
+    jobs = RayJobs(head[0].dashboard_url, "f" * 32)
+    with pytest.raises(JobsError, match="SIMPO_RAY_TOKEN") as caught:
+        jobs.list()
+    assert caught.value.unreachable
+    jobs.close()
