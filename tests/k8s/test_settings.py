@@ -11,6 +11,7 @@ import pytest
 
 from service.auth import Authenticator
 from service.clock import SystemClock
+from service.serving.deployer import listen_address
 from service.settings import Settings, variable_of
 from service.store import Store
 from tests.k8s import lints
@@ -74,6 +75,12 @@ def test_urls_lead_to_ports_of_ray_heads(objects: list[Json]) -> None:
         for name in ("ray_jobs_url", "ray_serve_url", "serve_url"):
             url = urlsplit(environment[variable_of(name)])
             assert url.port in heads[str(url.hostname)], f"{variable_of(name)} = {url.geturl()}"
+
+
+def test_serve_listens_where_the_api_asks(objects: list[Json]) -> None:
+    for view in _service_pods(objects):
+        host, port = listen_address(_environment(objects, view)["SIMPO_SERVE_URL"])
+        assert (host, port) == ("0.0.0.0", 8000)  # on every Ray node: the name of the head is no address of a worker
 
 
 def test_the_program_listens_where_its_probes_ask(objects: list[Json]) -> None:
