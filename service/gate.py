@@ -52,8 +52,10 @@ class Gate:
             await self._app(scope, await _whole_body(scope, headers, receive), send_with_id)
         except Exception as error:
             answer = as_service_error(error)
-            if type(answer) is ServiceError:
-                log.exception("request %s: %s %s", request_id, scope["method"], scope["path"])
+            if answer.status >= 500:
+                # What we raise ourselves explains itself; the rest needs its traceback.
+                trace = None if isinstance(error, ServiceError) else error
+                log.error("%s: %s %s: %s", request_id, scope["method"], scope["path"], answer.code, exc_info=trace)
             if started:
                 raise  # too late for words: the connection breaks, which is what the client must see
             await render(answer, scope["path"], request_id)(scope, receive, send_with_id)

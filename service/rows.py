@@ -36,14 +36,17 @@ class Order:
     """Of the plan."""
 
 
-def create_sweep(session: Session, order: Order, caller: Caller, now: datetime) -> Sweep:
-    """Store a wish with its first event. Raises Conflict (409) when a live one has the name."""
+def check_name(session: Session, order: Order) -> None:
+    """Raises Conflict (409) when a live one has the name; a failed or cancelled one's is free."""
     free_again = ("FAILED", "CANCELLED")
-    taken = select(Sweep.id).where(
-        Sweep.kind == order.kind, Sweep.name == order.name, Sweep.state.not_in(free_again)
-    )
+    taken = select(Sweep.id).where(Sweep.kind == order.kind, Sweep.name == order.name, Sweep.state.not_in(free_again))
     if existing := session.scalar(taken):
         raise name_taken(order.kind, order.name, existing)
+
+
+def create_sweep(session: Session, order: Order, caller: Caller, now: datetime) -> Sweep:
+    """Store a wish with its first event. Raises Conflict (409) when the name is taken."""
+    check_name(session, order)
     sweep = Sweep(
         id=new_id(PREFIXES[order.kind], now),
         kind=order.kind,

@@ -322,6 +322,7 @@ class Supervisor:
             return
         if job is None and attempt.submitted_at is None and not waited:
             return
+        self._pauses.clear(f"stop {attempt.submission_id}")
         with self._store.write() as session:
             session.get_one(Attempt, (attempt.sweep_id, attempt.n)).released_at = self._clock.now()
 

@@ -130,6 +130,8 @@ def _create(
 ) -> Response:
     order = parse(body)
     if validate_only:
+        with context.store.read() as session:
+            rows.check_name(session, order)
         return JSONResponse(plan_of(order))
 
     def effect(session: Session, now: datetime) -> Answer:

@@ -44,6 +44,8 @@ def test_validate_only_answers_with_the_plan_and_stores_nothing(plane: Plane) ->
         assert answer.json()["plan"]["trials"] == (16 if kind == "sweeps" else 1)
     assert plane.client.post("/v1/sweeps?validate_only=true", json={"name": "A"}).status_code == 422
     assert plane.counts() == before
+    plane.post("a")
+    assert plane.client.post("/v1/sweeps?validate_only=true", json={"name": "a"}).json()["code"] == "name_taken"
 
 
 @pytest.mark.parametrize(
