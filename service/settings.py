@@ -19,7 +19,9 @@ def _env(name: str, default: Any) -> Any:
 class Settings:
     """How one process of the service is set up. The defaults are the embedded stack on one machine."""
 
-    database_url: str = _env("SIMPO_DATABASE_URL", "sqlite:///.simpo/simpo.db")
+    database_url: str = field(
+        default="sqlite:///.simpo/simpo.db", repr=False, metadata={"env": "SIMPO_DATABASE_URL"}
+    )
     """SQLAlchemy URL: sqlite:///PATH, or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE."""
     store: Path = field(default=Path(".simpo/store"), metadata={"env": "SIMPO_STORE"})
     """Root of the run directories, as this process and the Ray nodes both see it."""
