@@ -2,6 +2,7 @@
 
 import _thread
 import logging
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from sweeps.ray_session import ray_session, trials_that_fit
 from sweeps.run_dir import Attempt, Record, RunDir
 from sweeps.searcher import StudySearcher
 from sweeps.spec import SweepSpec, parse_spec, spec_hash
-from sweeps.trial import run_trial
+from sweeps.trial import quiet_transformers, run_trial
 from sweeps.worker import DRIVER_CPUS, run_worker_trial
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ def run_attempt(
     attempt = run.claim_next() if number is None else run.claim(number)
     attempt.listeners.extend(listeners)
     clock = WallClock(spec.budget.wall_clock_s)
-    torch.set_num_threads(spec.parallel.trials)
+    torch.set_num_threads(1)  # as in the trials, so that the base is measured as they are
+    quiet_transformers()
     started = {
         "spec_hash": spec_hash(spec),
         "name": spec.name,
@@ -145,6 +147,7 @@ class _Attempt:
                 ),
             )
             tuner.fit()
+        shutil.rmtree(self.attempt.path / "tune", ignore_errors=True)  # pickles and empty folders
 
     def _result(self, facts: Facts, ledger: Ledger, verdict: Verdict) -> dict[str, Any]:
         run, winner = self.attempt.run, verdict.winner

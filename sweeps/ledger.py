@@ -37,6 +37,8 @@ class Ended:
     checkpoint: str | None = None
     """Relative to the run directory; None when there is none, or it was dropped."""
     seconds: float = 0.0
+    pid: int = 0
+    """The process that ran it: warm trials share one."""
 
     def data(self) -> dict[str, Any]:
         """The terminal record's data."""
@@ -48,6 +50,7 @@ class Ended:
             "interval": self.interval,
             "checkpoint": self.checkpoint,
             "seconds": self.seconds,
+            "pid": self.pid,
             **self.outcome.as_dict(),
         }
 
@@ -132,6 +135,7 @@ class Ledger:
             interval=update.interval,
             checkpoint=None if update.checkpoint is None else self.attempt.relative(update.checkpoint),
             seconds=update.seconds,
+            pid=update.pid,
         )
         self.ended[number] = ended
         self._write_end(ended)

@@ -1,6 +1,7 @@
 """A Ray to run on: the cluster whose address was given, or one of our own that ends with us."""
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -55,7 +56,8 @@ def start_private(temporary: Path, *, num_cpus: int, dashboard: bool) -> None:
     token = temporary / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="utf-8")
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+    # RAY_AUTH_MODE is not touched: ray's C++ read it at import, and a new local cluster asks for a token anyway.
+    os.environ |= {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     more: dict[str, object] = {"include_dashboard": False}
     if dashboard:
         port = _free_port()
@@ -74,9 +76,11 @@ def start_private(temporary: Path, *, num_cpus: int, dashboard: bool) -> None:
 
 def quiet_tune() -> None:
     """Settings of Tune and Train that have no other door; they are read when a run starts."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ |= {
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",  # the newer table is printed even when verbose is 0
         "TUNE_GLOBAL_CHECKPOINT_S": "600",  # nobody reads Tune's snapshot: the journal is the memory
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # each report of a worker group waits for this poll
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

@@ -19,18 +19,13 @@ from simpo.config import OptimConfig, TokenPolicy, TrainConfig
 from simpo.errors import ConfigError
 from simpo.methods import METHODS, method_from_dict, method_to_dict
 from sweeps.constraints import parse_constraint
+from sweeps.defaults import PRACTICE as PRACTICE
+from sweeps.defaults import with_task_defaults
 from sweeps.faults import SpecError, faults_of
-from sweeps.spaces import Axis, Scalar, check_space, default_space
-
-PRACTICE = "practice"
-"""The word that stands for the built-in task, wherever a model, a data set or a judge is named."""
+from sweeps.spaces import Axis, Scalar, check_space
 
 JUDGES = (PRACTICE,)
 METRICS = ("win_rate", "accuracy", "margin")
-
-_JUDGED_CONSTRAINTS = {"empty_rate": "<=0.1", "length_ratio": "<=2.0", "repetition": "<=0.3", "eos_rate": ">=0.5"}
-# Free text may rightly be longer than max_new_tokens or than the data's own answers: only collapse is refused.
-_OPEN_CONSTRAINTS = {"empty_rate": "<=0.2", "repetition": "<=0.5"}
 
 
 class _Strict(BaseModel):
@@ -189,7 +184,9 @@ class _Job(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _task_defaults(cls, values: Any) -> Any:
-        return _fill_task_defaults(values, cls) if isinstance(values, Mapping) else values
+        return (
+            with_task_defaults(values, searches="space" in cls.model_fields) if isinstance(values, Mapping) else values
+        )
 
     @field_validator("name")
     @classmethod
@@ -335,43 +332,21 @@ def load_spec(path: str | Path) -> SweepSpec:
     return parse_spec(values, source=str(path))
 
 
+def with_absolute_paths(spec: SweepSpec) -> SweepSpec:
+    """Local files named relative to here, by their full path: a driver inside Ray has another working directory."""
+
+    def located(source: str | None) -> str | None:
+        if source is None or source == PRACTICE or not Path(source).expanduser().exists():
+            return source
+        return str(Path(source).expanduser().absolute())
+
+    dataset = spec.dataset.model_copy(update={key: located(getattr(spec.dataset, key)) for key in ("train", "eval")})
+    return spec.model_copy(update={"base_model": located(spec.base_model), "dataset": dataset})
+
+
 def read_yaml(text: str) -> Any:
     """Values of a YAML or JSON document; 2e-5 is a number. Raises yaml.YAMLError, whose text has the line."""
     return yaml.load(text, Loader=_Yaml)
-
-
-def _fill_task_defaults(values: Mapping[str, Any], cls: type[_Job]) -> dict[str, Any]:
-    """Absent keys, filled by what the work is: a model made here is small, the practice judge is cheap."""
-    filled = dict(values)
-    dataset = filled.get("dataset", PRACTICE)
-    train = dataset.get("train") if isinstance(dataset, Mapping) else dataset
-    small = filled.get("base_model", PRACTICE) == PRACTICE
-    practice = train == PRACTICE
-    filled.setdefault("judge", PRACTICE if practice else None)
-    judged = filled["judge"] is not None
-    if small:
-        _default_within(filled, "train", batch_pairs=32, token_budget=4096)
-    if practice:
-        _default_within(filled, "tokens", max_length=512)
-    _default_within(filled, "evaluation", rung_prompts=200 if judged else 64)
-    evaluation = filled["evaluation"]
-    generates = not isinstance(evaluation, Mapping) or bool(evaluation["rung_prompts"])
-    filled.setdefault("constraints", (_JUDGED_CONSTRAINTS if judged else _OPEN_CONSTRAINTS) if generates else {})
-    if "space" in cls.model_fields:
-        filled.setdefault("objective", "win_rate" if judged else "accuracy")
-        method, space = filled.get("method", "simpo"), filled.get("space", {})
-        if method in METHODS and isinstance(space, Mapping):
-            axes = default_space(str(method), small_model=small)
-            if "gamma" in space:
-                axes.pop("gamma_beta_ratio", None)  # so that the refusal speaks of what was written
-            filled["space"] = {**axes, **space}
-    return filled
-
-
-def _default_within(values: dict[str, Any], key: str, **defaults: Any) -> None:
-    given = values.get(key, {})
-    if isinstance(given, Mapping):
-        values[key] = {**defaults, **given}
 
 
 class _Yaml(yaml.SafeLoader):

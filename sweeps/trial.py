@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+import transformers
 
 from simpo.checkpoint import newest_valid, read_manifest, restore, save_checkpoint
 from simpo.config import OptimConfig
@@ -110,6 +111,7 @@ class Workbench:
 
     def __init__(self, run_dir: str, prepared: str) -> None:
         self.spec: SweepSpec = parse_spec(RunDir(run_dir).read_spec())
+        quiet_transformers()
         directory = Path(prepared)
         facts = load_facts(directory)
         assert facts is not None, f"{directory} is not sealed"
@@ -197,6 +199,11 @@ def run_trial(config: dict[str, Any]) -> None:
         tune.report(Update(kind="end", step=0, outcome=failed, pid=os.getpid()).as_result())
     finally:
         gc.collect()
+
+
+def quiet_transformers() -> None:
+    """No progress bars: a line for each of a hundred small checkpoints says nothing."""
+    transformers.utils.logging.disable_progress_bar()
 
 
 _BENCHES: dict[str, Workbench] = {}

@@ -1,0 +1,111 @@
+"""A whole sweep without any service: `python -m sweeps run spec.yaml --out DIR`, then `show DIR`."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from simpo.errors import SimPOError
+from sweeps.budget import plan_budget
+from sweeps.console import Board, attempts_view, result_view
+from sweeps.run_dir import RunDir, read_result
+from sweeps.spec import SweepSpec, load_spec, parse_spec, with_absolute_paths
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        envvar="RAY_ADDRESS",
+        help="Ray cluster to run on. Inside a Ray job it is known already; without one a private Ray is started.",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+
+
+@app.command()
+def run(
+    spec: Annotated[Path, typer.Argument(help="The sweep or run, YAML or JSON.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="The run directory; made when absent.", show_default=False)],
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Attempt number to claim; the next free one when left out.")
+    ] = None,
+    ray_address: RayAddress = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run a sweep. In a directory that holds earlier attempts it goes on where they ended."""
+    wanted = load_spec(spec)
+    run_dir, made = RunDir(out), not out.exists()
+    if not run_dir.spec_path.exists() or run_dir.spec_path.resolve() != spec.resolve():
+        run_dir.write_spec(with_absolute_paths(wanted).model_dump(mode="json"))
+    try:
+        _drive(run_dir, attempt, ray_address, quiet)
+    except SimPOError:
+        if made:  # nothing half-made stays behind a refused spec
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+@app.command()
+def resume(
+    directory: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
+    ray_address: RayAddress = None,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a sweep whose driver died: finished trials are replayed, the others start from their newest rung."""
+    run_dir = RunDir(directory)
+    run_dir.read_spec()  # before a claim makes anything
+    _drive(run_dir, None, ray_address, quiet)
+
+
+@app.command()
+def show(directory: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)]) -> None:
+    """Print the leaderboard, or how far the sweep has come."""
+    run_dir, console = RunDir(directory), Console()
+    spec = parse_spec(run_dir.read_spec(), source=str(run_dir.spec_path))
+    results = [result for attempt in run_dir.attempts() if (result := read_result(attempt)) is not None]
+    console.print(result_view(results[-1]) if results else attempts_view(run_dir, spec))
+
+
+def _drive(run_dir: RunDir, number: int | None, ray_address: str | None, quiet: bool) -> None:
+    from sweeps.driver import Stopped, run_attempt  # noqa: PLC0415  # lazy: torch and ray take seconds, --help must not
+
+    spec = parse_spec(run_dir.read_spec(), source=str(run_dir.spec_path))
+    if number is None and any(read_result(other) is not None for other in run_dir.attempts()):
+        raise SimPOError("this sweep has its result already: see `python -m sweeps show`", str(run_dir.root))
+    console = Console(quiet=quiet)
+    console.print(f"{spec.name}: {_plan(spec)}", highlight=False)
+    try:
+        with _board(console, spec) as board:
+            result = run_attempt(run_dir, number=number, ray_address=ray_address, listeners=[board])
+    except Stopped as stopped:
+        Console(stderr=True).print(f"stopped: {stopped}. Go on with: python -m sweeps resume {run_dir.root}")
+        sys.exit(130)
+    console.print(result_view(result))
+
+
+def _plan(spec: SweepSpec) -> str:
+    plan = plan_budget(spec)
+    rungs = f", compared at steps {', '.join(map(str, plan.rung_steps))}" if plan.rung_steps else ""
+    return f"{spec.method}, {plan.trials} trials of {plan.steps} steps{rungs}; about {plan.likely_steps} steps in all"
+
+
+def _board(console: Console, spec: SweepSpec) -> Board:
+    return Board(console, steps=spec.budget.steps, trials=spec.budget.trials, objective=spec.objective.metric)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse and run. A user's mistake is one sentence on stderr and exit status 2."""
+    try:
+        app(arguments)
+    except SimPOError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

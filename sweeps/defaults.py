@@ -1,0 +1,51 @@
+"""Defaults that depend on the work: a model made here is small, the practice judge is cheap. Light.
+
+They are filled in before validation, so that the stored spec says everything.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from simpo.methods import METHODS
+from sweeps.spaces import default_space
+
+PRACTICE = "practice"
+"""The word that stands for the built-in task, wherever a model, a data set or a judge is named."""
+
+_JUDGED_CONSTRAINTS = {"empty_rate": "<=0.1", "length_ratio": "<=2.0", "repetition": "<=0.3", "eos_rate": ">=0.5"}
+# Free text may rightly be longer than max_new_tokens or than the data's own answers: only collapse is refused.
+_OPEN_CONSTRAINTS = {"empty_rate": "<=0.2", "repetition": "<=0.5"}
+
+
+def with_task_defaults(values: Mapping[str, Any], *, searches: bool) -> dict[str, Any]:
+    """Absent keys, filled by what the work is. `searches`: a sweep, which has a space and an objective."""
+    filled = dict(values)
+    dataset = filled.get("dataset", PRACTICE)
+    train = dataset.get("train") if isinstance(dataset, Mapping) else dataset
+    small = filled.get("base_model", PRACTICE) == PRACTICE
+    practice = train == PRACTICE
+    filled.setdefault("judge", PRACTICE if practice else None)
+    judged = filled["judge"] is not None
+    if small:
+        _default_within(filled, "train", batch_pairs=32, token_budget=4096)
+    if practice:
+        _default_within(filled, "tokens", max_length=512)
+    _default_within(filled, "evaluation", rung_prompts=200 if judged else 64)
+    evaluation = filled["evaluation"]
+    generates = not isinstance(evaluation, Mapping) or bool(evaluation["rung_prompts"])
+    filled.setdefault("constraints", (_JUDGED_CONSTRAINTS if judged else _OPEN_CONSTRAINTS) if generates else {})
+    if searches:
+        filled.setdefault("objective", "win_rate" if judged else "accuracy")
+        method, space = filled.get("method", "simpo"), filled.get("space", {})
+        if method in METHODS and isinstance(space, Mapping):
+            axes = default_space(str(method), small_model=small)
+            if "gamma" in space:
+                axes.pop("gamma_beta_ratio", None)  # so that the refusal speaks of what was written
+            filled["space"] = {**axes, **space}
+    return filled
+
+
+def _default_within(values: dict[str, Any], key: str, **defaults: Any) -> None:
+    given = values.get(key, {})
+    if isinstance(given, Mapping):
+        values[key] = {**defaults, **given}

@@ -1,0 +1,177 @@
+"""One whole sweep on a real Ray; the same sweep killed, resumed and still the same."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from simpo.checkpoint import read_manifest
+from sweeps.driver import Stopped, run_attempt
+from sweeps.ledger import recorded_trials
+from sweeps.ray_session import RayUnavailable, trials_that_fit
+from sweeps.run_dir import Record, RunDir, read_heartbeat, read_journal, read_result
+from sweeps.spec import parse_spec
+from tests.sweeps.tiny import tiny_base, tiny_spec
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_base(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> RunDir:
+    run = RunDir(tmp_path_factory.mktemp("sweep"))
+    run.write_spec(tiny_spec(base).model_dump(mode="json"))
+    run_attempt(run)
+    return run
+
+
+def _ends(run: RunDir) -> dict[int, Any]:
+    return {number: (trial.params, trial.outcome) for number, trial in recorded_trials(run, below=99).items()}
+
+
+def test_a_sweep_leaves_everything_the_contract_names(undisturbed: RunDir) -> None:
+    attempt = undisturbed.attempt(1)
+    result, records = read_result(attempt), read_journal(attempt)
+    assert result is not None
+    assert result["state"] == "SUCCEEDED"
+    assert sum(result["trials"].values()) == 8
+    assert result["trials"]["COMPLETE"] >= 2
+    assert result["trials"]["PRUNED"] >= 1, "the tiny space no longer shows a stopped trial"
+    assert result["win_rate"]["n"] == 16
+    assert result["accuracy"]["winner"]["n"] == result["accuracy"]["base"]["n"] == result["pairs"]["report"]
+    assert set(result["seconds"]) == {"preparing", "searching", "finals"}
+    assert result["peak_memory_bytes"] > 10**8
+    assert [row["rank"] for row in result["leaderboard"]] == list(range(1, 9))
+
+    checkpoint = undisturbed.root / result["best"]["checkpoint"]
+    manifest = read_manifest(checkpoint)
+    assert manifest["trial_id"] == result["best"]["trial_id"]
+    assert manifest["method"]["beta"] == result["best"]["params"]["beta"]
+    assert manifest["tokens"]["max_length"] == 256
+
+    kinds = [record["type"] for record in records]
+    assert kinds[0] == "job.started"
+    assert kinds[-1] == "job.finished"
+    assert {"trial.created", "trial.progress", "trial.rung", "best.updated", "eval.completed"} <= set(kinds)
+    assert kinds.count("trial.created") == 8
+    phases = [record["data"]["phase"] for record in records if record["type"] == "job.phase"]
+    assert sorted(set(phases), key=phases.index) == ["preparing", "searching", "finals", "done"]
+    beat = read_heartbeat(attempt)
+    assert beat is not None
+    assert beat["counts"]["COMPLETE"] == result["trials"]["COMPLETE"]
+
+
+def test_weak_trials_leave_no_weights_behind(undisturbed: RunDir) -> None:
+    result = read_result(undisturbed.attempt(1))
+    assert result is not None
+    kept = {row["trial_id"] for row in result["leaderboard"] if row["checkpoint"]}
+    on_disk = {path.parent.parent.name for path in undisturbed.root.glob("attempts/1/trials/*/*/manifest.json")}
+    assert on_disk == kept
+    assert 1 <= len(kept) <= 3
+    assert not list(undisturbed.root.glob("attempts/1/trials/*/rung-*"))
+
+
+def test_trials_share_warm_processes(undisturbed: RunDir) -> None:
+    ends = [r for r in read_journal(undisturbed.attempt(1)) if r["type"] in ("trial.completed", "trial.pruned")]
+    assert len({record["data"]["pid"] for record in ends}) == 2, "each trial paid for its own imports"
+
+
+def test_a_killed_driver_leaves_no_process_and_its_successor_finds_the_same_winner(
+    undisturbed: RunDir, base: Path, tmp_path: Path
+) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(tiny_spec(base).model_dump_json())
+    run = RunDir(tmp_path / "run")
+    with _Driver(spec, run) as driver:
+        _wait_for(run, "trial.completed", 2)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    # Ray's two agents leave by themselves, but first they try for a minute to tell the dead GCS why.
+    assert {process.name() for process in alive} <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+    for process in alive:
+        process.kill()
+
+    seen: list[Record] = []
+    result = run_attempt(run, listeners=[seen.append])
+    expected = read_result(undisturbed.attempt(1))
+    assert expected is not None
+    assert _ends(run) == _ends(undisturbed)
+    assert result["best"]["params"] == expected["best"]["params"]
+    assert result["best"]["trial_id"] == expected["best"]["trial_id"]
+    assert result["accuracy"] == expected["accuracy"]
+    assert result["win_rate"] == expected["win_rate"]
+    assert result["trials"] == expected["trials"]
+    assert result["attempt"] == 2
+    assert sum(record["type"] == "trial.created" for record in seen) <= 6, "finished trials were run again"
+    assert any("as prepared by attempt 1" in record["message"] for record in seen)
+
+
+def test_a_signal_ends_the_attempt_with_a_word(base: Path, tmp_path: Path, ray_cluster: str) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(tiny_spec(base, budget={"trials": 400, "steps": 12}).model_dump_json())
+    run = RunDir(tmp_path / "run")
+    with _Driver(spec, run, "--ray-address", ray_cluster) as driver:
+        _wait_for(run, "trial.created", 1)
+        driver.send_signal(signal.SIGTERM)
+        assert driver.wait(timeout=60) == 130
+    assert read_journal(run.attempt(1))[-1]["type"] == "job.stopped"
+    assert read_result(run.attempt(1)) is None
+
+
+def test_an_orphan_stops_at_the_higher_claim(tmp_path: Path) -> None:
+    """While it makes the practice base, which would take a minute: no Ray is started yet."""
+    run = RunDir(tmp_path)
+    run.write_spec(parse_spec({"name": "orphan"}).model_dump(mode="json"))
+
+    def usurp(record: Record) -> None:
+        if record["type"] == "job.phase" and run.highest() == 1:
+            run.claim(2)
+
+    with pytest.raises(Stopped, match="newer attempt"):
+        run_attempt(run, listeners=[usurp])
+    assert read_journal(run.attempt(1))[-1]["type"] == "job.stopped"
+    assert not (run.attempt(2).path / "journal").exists(), "an orphan writes under its own number alone"
+
+
+def test_a_cluster_that_cannot_hold_one_trial_is_refused(ray_cluster: str) -> None:
+    assert trials_that_fit(8, 2) == 2
+    with pytest.raises(RayUnavailable, match="needs 5 CPUs, the Ray cluster has 4"):
+        trials_that_fit(1, 5)
+
+
+class _Driver:
+    """`python -m sweeps run` in a process of its own; killed by its pid at the end if it still runs."""
+
+    def __init__(self, spec: Path, run: RunDir, *more: str) -> None:
+        self._command = [sys.executable, "-m", "sweeps", "run", str(spec), "--out", str(run.root), "--quiet", *more]
+
+    def __enter__(self) -> subprocess.Popen[bytes]:
+        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        self._process = subprocess.Popen(self._command, env=environment)
+        return self._process
+
+    def __exit__(self, *exception: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+def _wait_for(run: RunDir, kind: str, count: int, timeout_s: float = 90.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if sum(record["type"] == kind for record in read_journal(run.attempt(1))) >= count:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no {count} x {kind} within {timeout_s} s: {read_journal(run.attempt(1))[-1:]}")
