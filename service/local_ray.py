@@ -64,6 +64,7 @@ class RayHead:
     def start(self, token: str, log: Path, python: str = sys.executable) -> int:
         """Start the head and return its pid; it is ready when `answers` says so."""
         self.temp_dir.mkdir(mode=0o700)
+        (self.temp_dir / "t").mkdir()
         command = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
         command += [f"{option}={port}" for option, port in zip(_PORT_OPTIONS, self.ports, strict=False)]
         command += [
@@ -97,6 +98,7 @@ class RayHead:
     def _environment(self, token: str) -> Mapping[str, str]:
         return {
             "HOME": str(self.temp_dir),  # Ray looks for a token in ~/.ray
+            "TMPDIR": str(self.temp_dir / "t"),  # what a killed process leaves behind goes with the head
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": token,
             # Ray's State API must find this head also when another Ray runs on the machine: else placement groups leak.

@@ -29,6 +29,7 @@ def test_a_stack_lives_and_ends_as_one(tmp_path: Path) -> None:
         assert_secrets_are_kept(home, first)
         assert call(started.url, started.key) == 200
         assert call(started.url, "sk-simpo-guessed") == 401
+        assert list((first.temp_dir / "t").iterdir()), "temporary files of Ray lie where `down` removes them"
 
         status = stack.status()
         assert (status.state, status.url, status.ray, status.api) == ("running", started.url, True, True)
