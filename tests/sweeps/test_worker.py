@@ -1,0 +1,55 @@
+"""Two gloo workers through Ray Train give the losses of one process."""
+
+from pathlib import Path
+
+import pytest
+
+from sweeps.budget import WallClock
+from sweeps.driver import run_attempt
+from sweeps.ledger import Ledger
+from sweeps.run_dir import RunDir, read_journal, read_result
+from sweeps.spec import parse_spec
+from sweeps.trial import Update, train_trial, workbench
+from tests.sweeps.tiny import tiny_base, tiny_spec
+
+pytestmark = pytest.mark.ray
+
+
+def test_two_workers_give_the_losses_of_one(tmp_path: Path, ray_cluster: str) -> None:
+    """Also: a sweep of worker groups ends by itself and gives every placement group back."""
+    from ray.util import placement_group_table  # noqa: PLC0415  # lazy: only this test needs it
+
+    spec = tiny_spec(
+        tiny_base(tmp_path / "base"),
+        budget={"trials": 1, "steps": 6},
+        parallel={"trials": 1, "workers_per_trial": 2},
+        # Small micro-batches, so that both workers have some of every step.
+        train={"batch_pairs": 8, "token_budget": 128},
+        scheduler={"type": "asha", "rungs": [0.5]},
+        finals={"candidates": 1, "prompts": 4},
+    )
+    run = RunDir(tmp_path / "run")
+    run.write_spec(spec.model_dump(mode="json"))
+    run_attempt(run)
+    records = read_journal(run.attempt(1))
+    losses = [record["data"]["loss"] for record in records if record["type"] == "trial.progress"]
+    alone, end = _alone(run)
+    assert losses == pytest.approx(alone, abs=1e-6)
+    result = read_result(run.attempt(1))
+    assert result is not None
+    assert end.outcome is not None
+    assert result["best"]["value"] == end.outcome.value
+    states = {group["state"] for group in placement_group_table().values()}
+    assert states <= {"REMOVED"}, "a worker group kept its resources"
+
+
+def _alone(run: RunDir) -> tuple[list[float], Update]:
+    """The same trial in this process, without any group."""
+    spec = parse_spec(run.read_spec())
+    directory = run.root / "alone"
+    ledger = Ledger(RunDir(directory).claim(1), spec, run.attempt(1).prepared, WallClock(None))
+    RunDir(directory).write_spec(run.read_spec())
+    assignment = ledger.next()
+    assert assignment is not None
+    updates = list(train_trial(workbench(assignment), assignment))
+    return [update.metrics["loss"] for update in updates if update.kind == "progress"], updates[-1]
