@@ -189,9 +189,11 @@ def test_the_changelog_starts_with_the_version() -> None:
 
 
 def test_every_file_that_readme_names_is_there() -> None:
-    for document in (README, (REPO / "k8s" / "README.md").read_text(encoding="utf-8")):
-        named = re.findall(r"`((?:simpo|sweeps|service|tests|k8s)/[\w./-]+\.\w+)`", document)
-        assert [path for path in named if not (REPO / path).exists()] == []
+    for document in [REPO / "README.md", *REPO.glob("*/README.md")]:
+        named = re.findall(
+            r"`((?:simpo|sweeps|service|tests|k8s)/[\w./-]+\.\w+)`", document.read_text(encoding="utf-8")
+        )
+        assert [path for path in named if not (REPO / path).exists()] == [], document
     assert len(re.findall(r"`(?:sweeps|service)/[\w/]+\.py`", README)) > 10
 
 
