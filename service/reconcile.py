@@ -1,7 +1,7 @@
-"""The only mover of rows: a thread that brings what is to what was wished, one pass after another.
+"""The only mover of rows: threads that bring what is to what was wished, one pass after another.
 
 Level-triggered: everything is decided from the database, the run directories and the clusters' lists, so a pass may be
-cut off or missed at no loss. One process acts at a time, by a lease; two that believe so at once do no harm, because
+cut off or missed at no loss. One process acts at a time, by leases; two that believe so at once do no harm, because
 attempts are unique rows and outcomes are fenced by the attempt's number.
 """
 
@@ -22,13 +22,12 @@ from service.supervise import Supervisor
 
 log = logging.getLogger(__name__)
 
-LEASE = "reconciler"
 _LEASE_S = 2.0  # at least; after a kill -9 the next process waits so long
 _HOUSEKEEPING_S = 3600.0
 
 
 class Reconciler:
-    """Owns the thread, the lease and the rhythm."""
+    """Two loops, each with a thread and a lease of its own: Serve may take a minute to answer, sweeps do not wait."""
 
     def __init__(
         self,
@@ -42,54 +41,99 @@ class Reconciler:
         failpoint: Callable[[str], None] = lambda name: None,
     ) -> None:
         """`housekeeping`: done once an hour. `failpoint`: called at named places; tests end the process there."""
-        self._store = store
-        self._interval_s = settings.reconcile_interval_s
         self._clock = clock
-        self._sweeps = Supervisor(store, jobs, settings, clock, failpoint)
-        self._deployments = Rollout(store, deployer, clock, failpoint)
+        self._supervisor = Supervisor(store, jobs, settings, clock, failpoint)
+        self._rollout = Rollout(store, deployer, clock, failpoint)
         self._housekeeping = housekeeping
         self._housekept_at = float("-inf")
+        holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._loops = [
+            _Loop(name, step, store=store, clock=clock, holder=holder, interval_s=settings.reconcile_interval_s)
+            for name, step in (("reconciler", self._step_sweeps), ("deployments", self._step_deployments))
+        ]
+
+    def start(self) -> None:
+        """Begin to work."""
+        for loop in self._loops:
+            loop.start()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """End after the passes at work, at the latest after `timeout_s`, and hand the leases on."""
+        deadline = self._clock.monotonic() + timeout_s
+        for loop in self._loops:
+            loop.stop()
+        for loop in self._loops:
+            loop.join(max(0.0, deadline - self._clock.monotonic()))
+
+    def wake(self) -> None:
+        """There is something new: look now."""
+        for loop in self._loops:
+            loop.wake()
+
+    @property
+    def alive(self) -> bool:
+        """True while the threads work."""
+        return all(loop.alive for loop in self._loops)
+
+    def run_once(self) -> None:
+        """One pass over everything that this process has the lease for."""
+        for loop in self._loops:
+            loop.run_once()
+
+    def _step_sweeps(self) -> bool:
+        if self._clock.monotonic() - self._housekept_at > _HOUSEKEEPING_S:
+            self._housekept_at = self._clock.monotonic()
+            self._housekeeping()
+        return self._supervisor.step()
+
+    def _step_deployments(self) -> bool:
+        self._rollout.step()
+        return False
+
+
+class _Loop:
+    """One step, again and again, by whoever has its lease."""
+
+    def __init__(
+        self, name: str, step: Callable[[], bool], *, store: Store, clock: Clock, holder: str, interval_s: float
+    ) -> None:
+        self._name = name
+        self._step = step
+        self._store = store
+        self._clock = clock
+        self._holder = holder
+        self._interval_s = interval_s
         self._renew_at = 0.0
-        self._holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to work in a thread of its own."""
-        self._thread = threading.Thread(target=self._loop, name="reconciler", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         self._thread.start()
 
-    def stop(self, timeout_s: float = 15.0) -> None:
-        """End after the pass at work and hand the lease on."""
+    def stop(self) -> None:
         self._stopping.set()
         self._wake.set()
+
+    def join(self, timeout_s: float) -> None:
         if self._thread is not None:
             self._thread.join(timeout_s)
         try:
-            self._store.release_lease(LEASE, self._holder)
+            self._store.release_lease(self._name, self._holder)
         except Exception as error:  # the database may be gone already; the lease runs out by itself
-            log.warning("lease not released: %s", error)
+            log.warning("lease of %s not released: %s", self._name, error)
 
     def wake(self) -> None:
-        """There is something new: look now."""
         self._wake.set()
 
     @property
     def alive(self) -> bool:
-        """True while the thread works."""
         return self._thread is not None and self._thread.is_alive()
 
     def run_once(self) -> bool:
-        """One pass, if this process has the lease. True when another one at once is worth it."""
-        if not self._leads():
-            return False
-        again = self._sweeps.step()
-        self._deployments.step()
-        if self._clock.monotonic() - self._housekept_at > _HOUSEKEEPING_S:
-            self._housekept_at = self._clock.monotonic()
-            self._housekeeping()
-        return again
+        """One step, if this process has the lease. True when another one at once is worth it."""
+        return self._leads() and self._step()
 
     def _leads(self) -> bool:
         """Take or keep the lease; a third of its time may pass before it is written again."""
@@ -97,18 +141,18 @@ class Reconciler:
         if now < self._renew_at:
             return True
         ttl_s = max(_LEASE_S, 3 * self._interval_s)
-        leads = self._store.take_lease(LEASE, self._holder, ttl_s)
+        leads = self._store.take_lease(self._name, self._holder, ttl_s)
         self._renew_at = now + ttl_s / 3 if leads else 0.0
         return leads
 
-    def _loop(self) -> None:
+    def _run(self) -> None:
         while not self._stopping.is_set():
             self._wake.clear()
             try:
                 again = self.run_once()
             except Exception:
                 # The loop outlives everything: the database may be back at the next pass.
-                log.exception("pass failed")
+                log.exception("%s: pass failed", self._name)
                 again = False
             if not again:
                 self._wake.wait(self._interval_s)

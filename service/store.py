@@ -11,9 +11,9 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, create_engine, event, text, update
+from sqlalchemy import Connection, create_engine, event, insert, text, update
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -94,7 +94,10 @@ class Store:
             claimed = session.execute(
                 update(Lease).where(Lease.name == name, mine).values(holder=holder, until=DatabaseNow() + ttl_s)
             )
-            return rows_changed(claimed) == 1
+            if rows_changed(claimed) == 1:
+                return True
+            known = session.get(Lease, name) is not None
+        return not known and self._first_lease(name, holder, ttl_s)
 
     def release_lease(self, name: str, holder: str) -> None:
         """Give the lease back, if held: the next process need not wait for its end."""
@@ -104,6 +107,14 @@ class Store:
     def close(self) -> None:
         """Close the pooled connections."""
         self._engine.dispose()
+
+    def _first_lease(self, name: str, holder: str, ttl_s: float) -> bool:
+        try:
+            with self.write() as session:
+                session.execute(insert(Lease).values(name=name, holder=holder, until=DatabaseNow() + ttl_s))
+        except IntegrityError:
+            return False  # another process was first
+        return True
 
 
 class DatabaseNow(FunctionElement[float]):

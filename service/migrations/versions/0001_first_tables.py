@@ -164,7 +164,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("sweep_id", "trial_id"),
     )
     op.create_index("ix_trials_number", "trials", ["sweep_id", "number"], unique=False)
-    op.execute("INSERT INTO leases (name, holder, until) VALUES ('reconciler', '', 0)")
 
 
 def downgrade() -> None:
