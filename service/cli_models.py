@@ -147,7 +147,7 @@ def side_by_side(rows: list[tuple[str, str, str]], *, left: str, right: str) -> 
     for title in ("prompt", left, right):
         table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*map(plain, row))
+        table.add_row(*(plain(cell) or "(nothing)" for cell in row))
     return table
 
 

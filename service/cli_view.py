@@ -70,7 +70,9 @@ def trial_table(board: Board, *, rows: int) -> Table:
     """Trials in order of number. Over `rows`, the oldest finished ones are left out and counted."""
     shown = _choose(board, rows)
     hidden = len(board.trials) - len(shown)
-    table = Table(caption=f"and {hidden} finished earlier" if hidden else None, box=SIMPLE_HEAD, pad_edge=False, expand=True)
+    table = Table(
+        caption=f"and {hidden} finished earlier" if hidden else None, box=SIMPLE_HEAD, pad_edge=False, expand=True
+    )
     params = list(dict.fromkeys(key for row in board.trials.values() for key in row.params))
     table.add_column("#", justify="right")
     table.add_column("state", no_wrap=True)
@@ -113,6 +115,8 @@ def plain_lines(board: Board, event: Event) -> list[str]:
         return [f"best so far: {board.metric.replace('_', ' ')} {short(board.best_value)}{where}"]
     if event.type == "job.phase":
         share = as_number(data.get("progress"))
+        if event.message.startswith(board.phase):
+            return [event.message]
         return [f"{board.phase}{f' {share:.0%}' if share else ''}{f': {event.message}' if event.message else ''}"]
     return [event.message or event.type]
 

@@ -16,7 +16,7 @@ _WINNER = "#0f7b3e"
 _TITLES = {
     "learning_rate": "learning rate",
     "gamma_beta_ratio": "gamma / beta",
-    "gamma": "gamma = beta x (gamma / beta)",
+    "gamma": "gamma",
 }
 _LOGARITHMIC = frozenset({"learning_rate", "beta", "gamma"})
 

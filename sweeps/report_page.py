@@ -14,7 +14,7 @@ from sweeps.report_figures import curves, scatter
 Json = dict[str, Any]
 
 _TITLES = {"learning_rate": "lr", "gamma_beta_ratio": "gamma/beta"}
-_PROBES = ("win_rate", "accuracy", "length_ratio", "empty_rate", "repetition", "eos_rate")
+_PROBES = ("win_rate", "accuracy", "length_ratio", "empty_rate")
 
 
 def page(spec: Mapping[str, Any], facts: Mapping[str, Any], trials: Sequence[Json]) -> str:
@@ -101,7 +101,8 @@ def _estimate(value: Mapping[str, Any] | None, otherwise: str) -> tuple[str, str
 
 
 def _answers(facts: Mapping[str, Any]) -> str:
-    rows = [[answer.get(key, "") for key in ("prompt", "base", "winner")] for answer in facts.get("answers") or ()]
+    keys = ("prompt", "base", "winner")
+    rows = [[answer.get(key) or "(nothing)" for key in keys] for answer in facts.get("answers") or ()]
     return f"<h2>Side by side</h2>{_table(['prompt', 'base', 'winner'], rows)}" if rows else ""
 
 
@@ -139,10 +140,9 @@ def _leaderboard(trials: Sequence[Json], winner: str | None, metric: str) -> str
 
 def _value(trial: Json) -> str:
     """The objective with its interval and the mark of a tie."""
-    text = number(trial["value"])
-    if trial["low"] is not None:
-        text += f" ({number(trial['low'])} to {number(trial['high'])})"
-    return f"{text} =" if trial["tied"] else text
+    if trial["value"] is None or trial["low"] is None:
+        return number(trial["value"])
+    return f"{trial['value']:.3f} ({trial['low']:.3f} to {trial['high']:.3f}){' =' if trial['tied'] else ''}"
 
 
 def _pairs(title: str, values: Mapping[str, Any], *, empty: str) -> str:
@@ -156,12 +156,17 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, best: bool = F
     top = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(
         f"<tr{' class=best' if best and not index else ''}>"
-        + "".join(f"<td{'' if isinstance(v, str) else ' class=num'}>{escape(number(v))}</td>" for v in row)
+        + "".join(f"<td{' class=num' if _narrow(v) else ''}>{escape(number(v))}</td>" for v in row)
         + "</tr>"
         for index, row in enumerate(rows)
     )
     thead = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
     return f'<div class="scroll"><table>{thead}<tbody>{body}</tbody></table></div>'
+
+
+def _narrow(value: Any) -> bool:
+    """Numbers, and intervals of numbers, stay on one line."""
+    return not isinstance(value, str) or (value[:1].isdigit() and len(value) < 32)
 
 
 _STYLE = """
@@ -176,11 +181,11 @@ p.note { margin: 0 0 8px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 12px; }
 .card { background: #fff; border: 1px solid #dde3e9; border-radius: 8px; padding: 12px 14px; }
 .value { font-size: 22px; font-weight: 600; margin: 2px 0; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 12px; }
-.figure { background: #fff; border: 1px solid #dde3e9; border-radius: 8px; height: 380px; overflow: hidden; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(350px, 1fr)); gap: 12px; }
+.figure { background: #fff; border: 1px solid #dde3e9; border-radius: 8px; height: 340px; overflow: hidden; }
 .scroll { overflow-x: auto; background: #fff; border: 1px solid #dde3e9; border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
-th, td { text-align: left; padding: 6px 12px; border-top: 1px solid #eceff2; vertical-align: top; }
+th, td { text-align: left; padding: 6px 10px; border-top: 1px solid #eceff2; vertical-align: top; }
 td { white-space: pre-wrap; }
 thead th { border-top: 0; color: #5e6c7a; font-weight: 600; white-space: nowrap; }
 td.num { font-variant-numeric: tabular-nums; white-space: nowrap; }
