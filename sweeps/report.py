@@ -111,7 +111,7 @@ def report_json(
         "accuracy": result.get("accuracy"),
         "probes": result.get("probes"),
         "dropped_rows": result.get("dropped_rows") or {},
-        "seconds": {**(result.get("seconds") or {}), **(seconds or {})},
+        "seconds": _in_order({**(result.get("seconds") or {}), **(seconds or {})}),
         "peak_memory_bytes": max(peak_memory_bytes or 0, int(result.get("peak_memory_bytes") or 0)),
         "seed": story.spec.get("seed"),
         "spec_hash": result.get("spec_hash"),
@@ -174,6 +174,13 @@ def _apply(trials: dict[str, TrialStory], record: Mapping[str, Any]) -> None:
 def _counts(trials: Sequence[TrialStory]) -> dict[str, int]:
     states = [trial.state for trial in trials]
     return {state: states.count(state) for state in dict.fromkeys(states)}
+
+
+def _in_order(seconds: Json) -> Json:
+    """By the course of the work; what is not known stands before the total."""
+    course = ["starting", "submitting", "preparing", "searching", "finals", "deploying", "answering"]
+    rest = [key for key in seconds if key not in (*course, "total")]
+    return {key: seconds[key] for key in (*course, *rest, "total") if key in seconds}
 
 
 def _replace(path: Path, text: str) -> None:

@@ -148,10 +148,11 @@ def _value(trial: Json) -> str:
 def _pairs(title: str, values: Mapping[str, Any], *, empty: str) -> str:
     if not values:
         return f"<h2>{escape(title)}</h2><p>{escape(empty)}</p>" if empty else ""
-    return f"<h2>{escape(title)}</h2>{_table(['', ''], [[key.replace('_', ' '), v] for key, v in values.items()])}"
+    rows = [[key.replace("_", " "), value] for key, value in values.items()]
+    return f"<h2>{escape(title)}</h2>{_table(['', ''], rows, kind='pairs')}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, best: bool = False) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, best: bool = False, kind: str = "") -> str:
     """`best`: the first row is the winner's."""
     top = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(
@@ -161,7 +162,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, best: bool = F
         for index, row in enumerate(rows)
     )
     thead = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
-    return f'<div class="scroll"><table>{thead}<tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table class="{kind}">{thead}<tbody>{body}</tbody></table></div>'
 
 
 def _narrow(value: Any) -> bool:
@@ -172,7 +173,7 @@ def _narrow(value: Any) -> bool:
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; background: #f5f7f9; margin: 0; }
-main { max-width: 1120px; margin: 0 auto; padding: 28px 20px 60px; }
+main { max-width: 1240px; margin: 0 auto; padding: 28px 20px 60px; }
 h1 { font-size: 26px; margin: 0 0 4px; }
 h2 { font-size: 18px; margin: 34px 0 8px; }
 .lead { margin: 0 0 18px; color: #41505f; }
@@ -189,6 +190,7 @@ th, td { text-align: left; padding: 6px 10px; border-top: 1px solid #eceff2; ver
 td { white-space: pre-wrap; }
 thead th { border-top: 0; color: #5e6c7a; font-weight: 600; white-space: nowrap; }
 td.num { font-variant-numeric: tabular-nums; white-space: nowrap; }
+table.pairs { max-width: 560px; }
 tr.best td { background: #eaf6ee; font-weight: 600; }
 details { margin-top: 34px; } summary { cursor: pointer; font-size: 18px; font-weight: 600; }
 pre { background: #fff; border: 1px solid #dde3e9; border-radius: 8px; padding: 12px; overflow-x: auto; }

@@ -31,7 +31,8 @@ def test_from_nothing_to_a_report(tmp_path: Path) -> None:
     assert report["win_rate"]["n"] >= 500
     for estimate in (report["win_rate"], report["accuracy"]["base"], report["accuracy"]["winner"]):
         assert 0 <= estimate["low"] <= estimate["estimate"] <= estimate["high"] <= 1
-    assert {"starting", "sweep", "deploying", "answering", "total"} <= set(report["seconds"])
+    phases = ["starting", "submitting", "preparing", "searching", "finals", "deploying", "answering", "total"]
+    assert list(report["seconds"]) == phases
     assert 2 * OBJECT_STORE_BYTES < report["peak_memory_bytes"] < 10 << 30
     assert report["seed"] == 0 and report["versions"]["ray"]
     assert len(report["answers"]) == 3
