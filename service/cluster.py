@@ -104,6 +104,7 @@ class RayJobs:
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 3.0)),
             transport=transport,
             trust_env=False,
+            verify=url.startswith("https:"),  # certificates are read only where they are needed
         )
 
     def submit(self, submission_id: str, entrypoint: str, env: Mapping[str, str]) -> None:
