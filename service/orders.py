@@ -13,7 +13,7 @@ from sweeps.budget import plan_budget
 from sweeps.faults import faults_of
 from sweeps.spec import PRACTICE, RunSpec, SweepSpec, spec_hash
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:\w+)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:\S+)?")
 _FILE = re.compile(r"\.(jsonl?|csv|tsv|txt|parquet|arrow|gz|zip|zst|ya?ml)$", re.IGNORECASE)
 
 

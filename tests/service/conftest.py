@@ -18,6 +18,7 @@ from service.reconcile import Reconciler
 from service.settings import Settings
 from service.store import Store
 from tests.fakes import FakeClock, FakeDeployer, FakeDriver, FakeJobs
+from tests.service.postgres import private_postgres
 
 
 @dataclass(kw_only=True)
@@ -84,6 +85,13 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         session.connection().exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     store.close()
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Path]:
+    """The socket directory of a private PostgreSQL; skips where there is none."""
+    with private_postgres() as home:
+        yield home
 
 
 @pytest.fixture

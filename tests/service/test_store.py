@@ -1,21 +1,19 @@
 """The store's contract on SQLite and on a real PostgreSQL, and what is particular to SQLite."""
 
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, inspect
 
 from service.store import MIGRATIONS, Store
 from simpo.errors import ConfigError
 from tests.contracts import StoreContract
+from tests.service.postgres import fresh_database
 
 
 @pytest.mark.quick
@@ -38,68 +36,16 @@ class TestSqlite(StoreContract):
 class TestPostgres(StoreContract):
     @pytest.fixture
     def store(self, postgres: Path) -> Iterator[Store]:
-        """A database of its own, copied from a migrated one."""
-        admin = create_engine(_url(postgres, "postgres"), isolation_level="AUTOCOMMIT")
-        with admin.connect() as connection:
-            connection.execute(text("DROP DATABASE IF EXISTS simpo"))
-            connection.execute(text("CREATE DATABASE simpo TEMPLATE migrated"))
-        admin.dispose()
-        store = Store(_url(postgres, "simpo"))
+        store = Store(fresh_database(postgres))
         yield store
         store.close()
 
     def test_two_processes_may_migrate_at_once(self, postgres: Path) -> None:
-        admin = create_engine(_url(postgres, "postgres"), isolation_level="AUTOCOMMIT")
-        with admin.connect() as connection:
-            connection.execute(text("DROP DATABASE IF EXISTS fresh"))
-            connection.execute(text("CREATE DATABASE fresh"))
-        admin.dispose()
+        url = fresh_database(postgres, template="template0")
         program = "import sys\nfrom service.store import Store\nStore(sys.argv[1]).migrate()"
-        starts = [[sys.executable, "-c", program, _url(postgres, "fresh")] for _ in range(2)]
+        starts = [[sys.executable, "-c", program, url] for _ in range(2)]
         processes = [subprocess.Popen(start) for start in starts]
         assert [process.wait(60) for process in processes] == [0, 0]
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Path]:
-    """A private PostgreSQL without a network, by its socket's directory; its database `migrated` is at the head."""
-    initdb, pg_ctl = shutil.which("initdb"), shutil.which("pg_ctl")
-    if initdb is None or pg_ctl is None:
-        pytest.skip("needs PostgreSQL's initdb and pg_ctl in the PATH (Debian: postgresql)")
-    # Its socket's path may have 107 characters at most, and root may not run it.
-    home = Path(tempfile.mkdtemp(prefix="pg"))
-    user = "nobody" if os.geteuid() == 0 else None
-    if user:
-        shutil.chown(home, user)
-    data = home / "data"
-    start = [pg_ctl, "-D", str(data), "-w", "-l", str(home / "log"), "start"]
-    options = f"-c listen_addresses= -c unix_socket_directories={home} -c fsync=off"
-
-    def run(*arguments: str) -> None:
-        # Output into a file: a server that inherits a pipe keeps it open.
-        with (home / "out").open("ab") as out:
-            subprocess.run(arguments, check=True, user=user, cwd=home, stdout=out, stderr=out, timeout=60)
-
-    try:
-        run(initdb, "-D", str(data), "-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
-        run(*start, "-o", options)
-        try:
-            admin = create_engine(_url(home, "postgres"), isolation_level="AUTOCOMMIT")
-            with admin.connect() as connection:
-                connection.execute(text("CREATE DATABASE migrated"))
-            admin.dispose()
-            template = Store(_url(home, "migrated"))
-            template.migrate()
-            template.close()
-            yield home
-        finally:
-            run(pg_ctl, "-D", str(data), "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(home)
-
-
-def _url(socket_directory: Path, database: str) -> str:
-    return f"postgresql+psycopg://postgres@/{database}?host={socket_directory}"
 
 
 # -- migrations

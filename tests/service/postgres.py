@@ -1,0 +1,67 @@
+"""A private PostgreSQL for tests: own directory, own socket, no network; gone afterwards."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from service.store import Store
+
+
+def fresh_database(socket_directory: Path, *, template: str = "migrated") -> str:
+    """URL of the database `simpo`, made anew from the template."""
+    admin = create_engine(socket_url(socket_directory, "postgres"), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text("DROP DATABASE IF EXISTS simpo WITH (FORCE)"))
+        connection.execute(text(f"CREATE DATABASE simpo TEMPLATE {template}"))
+    admin.dispose()
+    return socket_url(socket_directory, "simpo")
+
+
+@contextmanager
+def private_postgres() -> Iterator[Path]:
+    """A private PostgreSQL without a network, by its socket's directory; its database `migrated` is at the head."""
+    initdb, pg_ctl = shutil.which("initdb"), shutil.which("pg_ctl")
+    if initdb is None or pg_ctl is None:
+        pytest.skip("needs PostgreSQL's initdb and pg_ctl in the PATH (Debian: postgresql)")
+    # Its socket's path may have 107 characters at most, and root may not run it.
+    home = Path(tempfile.mkdtemp(prefix="pg"))
+    user = "nobody" if os.geteuid() == 0 else None
+    if user:
+        shutil.chown(home, user)
+    data = home / "data"
+    start = [pg_ctl, "-D", str(data), "-w", "-l", str(home / "log"), "start"]
+    options = f"-c listen_addresses= -c unix_socket_directories={home} -c fsync=off"
+
+    def run(*arguments: str) -> None:
+        # Output into a file: a server that inherits a pipe keeps it open.
+        with (home / "out").open("ab") as out:
+            subprocess.run(arguments, check=True, user=user, cwd=home, stdout=out, stderr=out, timeout=60)
+
+    try:
+        run(initdb, "-D", str(data), "-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
+        run(*start, "-o", options)
+        try:
+            admin = create_engine(socket_url(home, "postgres"), isolation_level="AUTOCOMMIT")
+            with admin.connect() as connection:
+                connection.execute(text("CREATE DATABASE migrated"))
+            admin.dispose()
+            template = Store(socket_url(home, "migrated"))
+            template.migrate()
+            template.close()
+            yield home
+        finally:
+            run(pg_ctl, "-D", str(data), "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(home)
+
+
+def socket_url(socket_directory: Path, database: str) -> str:
+    """SQLAlchemy URL of a database behind that socket."""
+    return f"postgresql+psycopg://postgres@/{database}?host={socket_directory}"

@@ -1,0 +1,48 @@
+"""The same service on PostgreSQL: a whole life, from POST to a deleted deployment."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings
+from tests.service.conftest import Plane, make_plane
+from tests.service.postgres import fresh_database
+
+
+@pytest.fixture
+def plane(postgres: Path, tmp_path: Path) -> Iterator[Plane]:
+    """The default one, on PostgreSQL."""
+    url = fresh_database(postgres)
+    yield from make_plane(Settings(database_url=url, store=tmp_path / "store", reconcile=False))
+
+
+def test_a_whole_life(plane: Plane) -> None:
+    sweep_id = plane.post("a")["id"]
+    queued = plane.post("b")["id"]
+    plane.turn()
+    driver = plane.drive(sweep_id).start()
+    driver.create(0)
+    plane.turn()
+    plane.jobs.become(f"{sweep_id.replace('_', '-')}-a1", "FAILED")
+    plane.turn(23)
+    plane.drive(sweep_id, 2).start().search([0.5, 0.7]).finish(winner=1)
+    plane.turn()
+    shown = plane.sweep(sweep_id)
+    assert (shown["state"], shown["attempt"], shown["trials"]) == ("SUCCEEDED", 2, {"SUCCEEDED": 2})
+    assert [trial["number"] for trial in plane.client.get(f"/v1/sweeps/{sweep_id}/trials").json()["data"]] == [0, 1]
+    stream = plane.client.get(f"/v1/sweeps/{sweep_id}/events?stream=true").text
+    assert stream.endswith("event: done\ndata: {}\n\n")
+
+    plane.client.post(f"/v1/sweeps/{queued}/cancel", headers={"idempotency-key": "c"})
+    plane.turn(2)
+    assert plane.sweep(queued)["state"] == "CANCELLED"
+
+    wish = plane.client.post("/v1/deployments", json={"name": "best", "sweep": sweep_id}).json()
+    plane.turn()
+    path = f"/v1/deployments/{wish['id']}"
+    assert plane.client.get(path).json()["state"] == "READY"
+    plane.client.delete(path, headers={"if-match": "*"})
+    plane.turn(2)
+    assert plane.client.get(path).json()["state"] == "DELETED"
+    assert plane.client.get("/v1/sweeps?state=CANCELLED").json()["data"][0]["created_at"].endswith("Z")
