@@ -28,6 +28,8 @@ SMALL_SIDE = 320
 """Blocks of at most this squared scores are small: measured break-even with the fused CPU kernel at 350 to 400."""
 ONE_BLOCK = 256
 """Pairs of at most so many tokens are one block: fewer calls outweigh the masked-out products."""
+MERGED = 128
+"""Neighbouring pairs of at most so many tokens in all share a block, for the same reason."""
 
 
 def register_pair_attention() -> None:
@@ -58,7 +60,7 @@ class PairLayout:
 
     def __init__(self, segments: tuple[Segment, ...], device: torch.device) -> None:
         self.longest = max(s.prompt + max(s.chosen, s.rejected) for s in segments)
-        self.blocks = [block for segment in segments for block in _blocks(segment, device)]
+        self.blocks = [block for group in _groups(segments) for block in _blocks(group, device)]
 
     @classmethod
     def of(cls, batch: MicroBatch, device: torch.device) -> "PairLayout":
@@ -94,24 +96,47 @@ def pair_attention(
     return torch.cat(outputs, dim=1).transpose(0, 1)[None].contiguous(), None
 
 
-def _blocks(segment: Segment, device: torch.device) -> list[Block]:
-    """The blocks of one pair. Their queries are the pair's tokens, in order."""
-    start, prompt, chosen, rejected = segment
-    middle, end = start + prompt + chosen, start + prompt + chosen + rejected
-    causal = _lower_triangle(prompt + chosen, 0, device)
-    if not rejected:
-        return [_block(slice(start, end), (slice(start, end),), causal, is_causal=True)]
-    own = _lower_triangle(rejected, prompt, device)
+def _groups(segments: tuple[Segment, ...]) -> list[list[Segment]]:
+    """Neighbours that share one block: very short pairs cost more in calls than in products."""
+    groups: list[list[Segment]] = []
+    room = 0
+    for segment in segments:
+        tokens = segment.prompt + segment.chosen + segment.rejected
+        if tokens > room:
+            groups.append([])
+            room = MERGED
+        groups[-1].append(segment)
+        room -= tokens
+    return groups
+
+
+def _blocks(group: list[Segment], device: torch.device) -> list[Block]:
+    """The blocks of neighbouring pairs. Their queries are the pairs' tokens, in order."""
+    first, last = group[0], group[-1]
+    start, end = first.start, last.start + last.prompt + last.chosen + last.rejected
     if end - start <= ONE_BLOCK:
         visible = torch.zeros(end - start, end - start, dtype=torch.bool, device=device)
-        visible[: prompt + chosen, : prompt + chosen] = causal
-        visible[prompt + chosen :, :prompt] = own[:, :prompt]
-        visible[prompt + chosen :, prompt + chosen :] = own[:, prompt:]
+        for segment in group:
+            _show(visible, segment, segment.start - start)
         return [_block(slice(start, end), (slice(start, end),), visible)]
-    return [
-        _block(slice(start, middle), (slice(start, middle),), causal, is_causal=True),
-        _block(slice(middle, end), (slice(start, start + prompt), slice(middle, end)), own),
-    ]
+    prompt, chosen, rejected = first[1:]
+    middle = start + prompt + chosen
+    causal = _lower_triangle(prompt + chosen, 0, device)
+    blocks = [_block(slice(start, middle), (slice(start, middle),), causal, is_causal=True)]
+    if rejected:
+        own = _lower_triangle(rejected, prompt, device)
+        blocks.append(_block(slice(middle, end), (slice(start, start + prompt), slice(middle, end)), own))
+    return blocks
+
+
+def _show(visible: Tensor, segment: Segment, offset: int) -> None:
+    """Mark what the tokens of a pair may see, the pair lying at `offset` of a square block."""
+    _, prompt, chosen, rejected = segment
+    middle, end = offset + prompt + chosen, offset + prompt + chosen + rejected
+    visible[offset:middle, offset:middle] = _lower_triangle(prompt + chosen, 0, visible.device)
+    own = _lower_triangle(rejected, prompt, visible.device)
+    visible[middle:end, offset : offset + prompt] = own[:, :prompt]
+    visible[middle:end, middle:end] = own[:, prompt:]
 
 
 def _block(queries: slice, keys: tuple[slice, ...], visible_QK: Tensor, *, is_causal: bool = False) -> Block:
