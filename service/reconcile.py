@@ -22,7 +22,7 @@ from service.supervise import Supervisor
 
 log = logging.getLogger(__name__)
 
-_LEASE_S = 2.0  # at least; after a kill -9 the next process waits so long
+_LEASE_S = 1.0  # at least; after a kill -9 the next process waits so long
 _HOUSEKEEPING_S = 3600.0
 
 

@@ -130,7 +130,7 @@ def test_while_ray_is_silent_the_sweep_waits_and_says_so(plane: Plane) -> None:
 def test_a_ray_that_always_refuses_ends_the_sweep(plane: Plane) -> None:
     plane.jobs.refusal = "no such resource: driver"
     sweep = plane.post()
-    plane.turn(140)
+    plane.turn(70)
     shown = plane.sweep(sweep["id"])
     assert shown["state"] == "FAILED"
     assert shown["error"]["class"] == "SYSTEM_ERROR" and "no such resource" in shown["error"]["message"]
