@@ -139,7 +139,7 @@ class Board:
         if type in ENDINGS:
             row.state = ENDINGS[type]
             row.value = as_number(data.get("value"))
-            row.why = str(data.get("reason") or message)
+            row.why = str(data.get("reason") or ("full budget" if type == "trial.completed" else message))
         elif type == "trial.created":
             row.state, row.why = "RUNNING", ""  # a new attempt runs an unfinished trial again
 

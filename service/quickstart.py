@@ -149,6 +149,8 @@ def prepare_home(home: Path) -> None:
 def _run_on(stack: LocalStack, order: Quickstart, questions: list[Any], screen: "_Screen") -> dict[str, Any]:
     seconds: dict[str, float] = {}
     started = time.monotonic()
+    if order.data and not order.model:
+        screen.say("without --model the base is tiny and made here from your answers: compare accuracy, not prose")
     with screen.step("starting Ray and the service", seconds, "starting"):
         running = stack.up(port=0, progress=lambda stage, sentence: screen.say(sentence))
     with PeakMemory(stack.memory_bytes) as memory, Client(running.url, running.key) as client:

@@ -166,7 +166,8 @@ def _apply(trials: dict[str, TrialStory], record: Mapping[str, Any]) -> None:
     elif kind in _ENDINGS:
         trial.state = _ENDINGS[kind]
         trial.value = data.get("value")
-        trial.reason = str(data.get("reason") or record.get("message") or "")
+        complete = kind == "trial.completed"
+        trial.reason = str(data.get("reason") or ("full budget" if complete else record.get("message")) or "")
         trial.seconds = data.get("seconds")
         trial.metrics.update(data.get("metrics") or {})
 
