@@ -1,5 +1,6 @@
 """A whole sweep without any service: `python -m sweeps run spec.yaml --out DIR`, then `show DIR`."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -72,6 +73,8 @@ def show(directory: Annotated[Path, typer.Argument(help="A run directory.", show
 
 
 def _drive(run_dir: RunDir, number: int | None, ray_address: str | None, quiet: bool) -> None:
+    # Before torch brings OpenMP in: threads that wait must sleep, not spin, or neighbours on the machine stall us.
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     from sweeps.driver import Stopped, run_attempt  # noqa: PLC0415  # lazy: torch and ray take seconds, --help must not
 
     spec = parse_spec(run_dir.read_spec(), source=str(run_dir.spec_path))
@@ -81,7 +84,13 @@ def _drive(run_dir: RunDir, number: int | None, ray_address: str | None, quiet: 
     console.print(f"{spec.name}: {_plan(spec)}", highlight=False)
     try:
         with _board(console, spec) as board:
-            result = run_attempt(run_dir, number=number, ray_address=ray_address, listeners=[board])
+            result = run_attempt(
+                run_dir,
+                number=number,
+                ray_address=ray_address,
+                listeners=[board],
+                build_threads=len(os.sched_getaffinity(0)),
+            )
     except Stopped as stopped:
         Console(stderr=True).print(f"stopped: {stopped}. Go on with: python -m sweeps resume {run_dir.root}")
         sys.exit(130)

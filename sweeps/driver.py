@@ -44,9 +44,12 @@ def run_attempt(
     number: int | None = None,
     ray_address: str | None = None,
     listeners: Sequence[Callable[[Record], None]] = (),
+    build_threads: int = 1,
 ) -> dict[str, Any]:
     """Run one attempt of the sweep in `run` and return its result. `number` None: the next free one.
 
+    `build_threads` make the base model, where one is made; more than 1 only where OpenMP waits passively (see
+    `sweeps.__main__`): with its usual spinning, two threads on a busy machine take ten times as long as one.
     Raises AttemptClaimed, SimPOError (the user's to mend), Stopped (a signal, or a higher claim).
     """
     spec = parse_spec(run.read_spec(), source=str(run.spec_path))
@@ -64,7 +67,7 @@ def run_attempt(
     attempt.append("job.started", f"attempt {attempt.number} of {spec.name} starts", started)
     with _stoppable() as stop, Pulse(attempt, stop.superseded) as pulse:
         try:
-            return _Attempt(spec, attempt, clock, pulse, stop, ray_address).run()
+            return _Attempt(spec, attempt, clock, pulse, stop, ray_address, build_threads).run()
         except Stopped as stopped:
             attempt.append("job.stopped", str(stopped), {"reason": str(stopped)}, level="warn")
             raise
@@ -80,7 +83,14 @@ class _Attempt:
     """The phases, and what they hand on."""
 
     def __init__(
-        self, spec: SweepSpec, attempt: Attempt, clock: WallClock, pulse: Pulse, stop: "_Stop", ray_address: str | None
+        self,
+        spec: SweepSpec,
+        attempt: Attempt,
+        clock: WallClock,
+        pulse: Pulse,
+        stop: "_Stop",
+        ray_address: str | None,
+        build_threads: int,
     ) -> None:
         self.spec = spec
         self.attempt = attempt
@@ -88,6 +98,7 @@ class _Attempt:
         self.pulse = pulse
         self.stop = stop
         self.ray_address = ray_address
+        self.build_threads = min(build_threads, spec.parallel.trials)
         self._told = -1.0
 
     def run(self) -> dict[str, Any]:
@@ -116,7 +127,8 @@ class _Attempt:
         earlier = [other.prepared for other in self.attempt.run.attempts() if other.number < self.attempt.number]
         sealed = sealed_for(spec_hash(self.spec), earlier)
         if sealed is None:
-            return self.attempt.prepared, prepare(self.spec, self.attempt.prepared, self._preparing)
+            threads = self.build_threads
+            return self.attempt.prepared, prepare(self.spec, self.attempt.prepared, self._preparing, threads=threads)
         facts = load_facts(sealed)
         assert facts is not None  # sealed_for has just read it
         self._phase("preparing", 1.0, f"as prepared by attempt {sealed.parent.name}")

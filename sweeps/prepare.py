@@ -3,12 +3,14 @@
 Everything here is a function of the spec: a resumed attempt that has to prepare again gets the same bytes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from simpo import practice
 from simpo.errors import DataError
@@ -48,12 +50,16 @@ class Splits:
     """Unusable rows of the sources, by reason."""
 
 
-def prepare(spec: SweepSpec, directory: Path, progress: Progress) -> Facts:
-    """Fill `directory` and seal it. Raises DataError, ModelError, ConfigError for what the user must mend."""
+def prepare(spec: SweepSpec, directory: Path, progress: Progress, *, threads: int = 1) -> Facts:
+    """Fill `directory` and seal it. `threads` make the base model, where one is made.
+
+    Raises DataError, ModelError, ConfigError for what the user must mend.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     progress(0.0, "reading the preferences")
     splits = read_splits(spec, directory)
-    base = _base(spec, directory, splits, progress)
+    with _threads(threads):
+        base = _base(spec, directory, splits, progress)
     tokenizer = load_tokenizer(base)
     progress(0.8, "tokenising")
     dropped = dict(splits.dropped)
@@ -169,6 +175,16 @@ def _base(spec: SweepSpec, directory: Path, splits: Splits, progress: Progress) 
     if spec.dataset.train == PRACTICE:
         return str(practice.build_base(directory / "base", seed=spec.seed, progress=told))
     return str(build_small_base(directory / "base", splits.train, policy=spec.tokens, seed=spec.seed, progress=told))
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _token_pairs(
