@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,11 +9,11 @@ from typing import Any, Literal
 import typer
 from rich.text import Text
 
-from service.cli_board import Board
 from service.cli_session import WorkFailed, interruptible, out, plain, print_json, print_table, session
 from service.cli_spec import read_spec
-from service.cli_view import point, short, trial_table, watch
 from service.client import Client, Resource
+from sweeps.board import Board
+from sweeps.board_view import Screen, point, short, trial_table
 
 Kind = Literal["sweeps", "runs"]
 KINDS: tuple[Kind, ...] = ("sweeps", "runs")
@@ -69,7 +68,9 @@ def follow_to_end(client: Client, kind: Kind, started: Resource, *, quiet: bool 
         for _ in events:
             pass
     else:
-        watch(Board.of(started.body), events, out(), clock=time.monotonic)
+        with Screen(_board_of(started), out()) as screen:
+            for event in events:
+                screen.take(event.type, event.message, event.data)
     return client.wait(kind, started.id, timeout_s=30.0)
 
 
@@ -99,7 +100,7 @@ def show(ctx: typer.Context, kind: Kind, ref: str, *, as_json: bool) -> None:
         if as_json:
             print_json(found.body)
             return
-        board = Board.of(found.body)
+        board = _board_of(found)
         if kind == "sweeps":
             board.take(client.trials(found.id), best_id=(found.body.get("best") or {}).get("trial_id"))
     console, reason = out(), why(found)
@@ -107,7 +108,7 @@ def show(ctx: typer.Context, kind: Kind, ref: str, *, as_json: bool) -> None:
         Text.assemble((found.name, "bold"), f" ({found.id}) is {found.state}", f": {reason}" if reason else "")
     )
     if board.trials:
-        console.print(trial_table(board, rows=len(board.trials)))
+        console.print(trial_table(board))
     if found.state == "SUCCEEDED":
         for line in result_lines(found.body):
             console.print(line, markup=False, soft_wrap=True)
@@ -160,3 +161,7 @@ def interval(value: Mapping[str, Any] | None) -> str:
     if not value or value.get("estimate") is None:
         return "-"
     return f"{value['estimate']:.3f} (95 %: {value['low']:.3f} to {value['high']:.3f}, n = {value['n']})"
+
+
+def _board_of(resource: Resource) -> Board:
+    return Board.of({**(resource.body.get("spec") or {}), "name": resource.name})

@@ -7,7 +7,7 @@ import typer
 
 from service import cli_jobs
 from service.cli_session import JsonFlag, print_json, print_table, session
-from service.cli_view import point, short
+from sweeps.board_view import point, short
 
 SpecFile = Annotated[
     Path, typer.Option("--file", "-f", help="The spec, YAML or JSON; - reads standard input.", show_default=False)

@@ -10,9 +10,12 @@ import typer
 from rich.console import Console
 
 from simpo.errors import SimPOError
+from sweeps.board import Board
+from sweeps.board_view import Screen
 from sweeps.budget import plan_budget
-from sweeps.console import Board, attempts_view, result_view
-from sweeps.run_dir import RunDir, read_result
+from sweeps.console import attempts_view, result_view
+from sweeps.report import read_story, report_json, write_report
+from sweeps.run_dir import Record, RunDir, read_result
 from sweeps.spec import SweepSpec, load_spec, parse_spec, with_absolute_paths
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -83,28 +86,31 @@ def _drive(run_dir: RunDir, number: int | None, ray_address: str | None, quiet: 
     console = Console(quiet=quiet)
     console.print(f"{spec.name}: {_plan(spec)}", highlight=False)
     try:
-        with _board(console, spec) as board:
+        with Screen(Board.of(spec.model_dump(mode="json")), console) as screen:
+
+            def show(record: Record) -> None:
+                screen.take(record["type"], record["message"], record["data"])
+
             result = run_attempt(
                 run_dir,
                 number=number,
                 ray_address=ray_address,
-                listeners=[board],
+                listeners=[show],
                 build_threads=len(os.sched_getaffinity(0)),
             )
     except Stopped as stopped:
         Console(stderr=True).print(f"stopped: {stopped}. Go on with: python -m sweeps resume {run_dir.root}")
         sys.exit(130)
     console.print(result_view(result))
+    story = read_story(run_dir.root)
+    page, _ = write_report(story, report_json(story), run_dir.root)
+    console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _plan(spec: SweepSpec) -> str:
     plan = plan_budget(spec)
     rungs = f", compared at steps {', '.join(map(str, plan.rung_steps))}" if plan.rung_steps else ""
     return f"{spec.method}, {plan.trials} trials of {plan.steps} steps{rungs}; about {plan.likely_steps} steps in all"
-
-
-def _board(console: Console, spec: SweepSpec) -> Board:
-    return Board(console, steps=spec.budget.steps, trials=spec.budget.trials, objective=spec.objective.metric)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from sweeps.__main__ import main
-from sweeps.console import Board, attempts_view
+from sweeps.console import attempts_view
 from sweeps.run_dir import RunDir
 from sweeps.spec import parse_spec, with_absolute_paths
 
@@ -67,36 +67,20 @@ def test_a_finished_sweep_is_not_run_again(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_sweep_without_a_result_can_be_shown(tmp_path: Path) -> None:
-    run, spec = RunDir(tmp_path), parse_spec({"name": "x"})
+    run, spec = RunDir(tmp_path), parse_spec({"name": "x", "objective": "accuracy"})
     attempt = run.claim(1)
     trial = {"trial_id": "trl_0000", "number": 0, "params": {"beta": 2.0}}
     attempt.append("job.phase", "searching", {"phase": "searching", "progress": 0.0})
     attempt.append("trial.created", "trial 0 starts", trial)
-    attempt.append("trial.rung", "trial 0 at step 30", {**trial, "step": 30, "value": 0.61, "metrics": {}})
+    attempt.append("trial.rung", "trial 0 at step 30", {**trial, "step": 30, "metrics": {"accuracy": 0.61}})
     attempt.append("best.updated", "best", {**trial, "value": 0.61})
     console = Console(width=120, record=True, file=(tmp_path / "screen").open("w"))
     console.print(attempts_view(run, spec))
     text = console.export_text()
     assert "attempt 1: best" in text
-    assert "0 *" in text
-    assert "30/120" in text
-    assert "0.6100" in text
-    assert "beta 2" in text
+    for shown in ("searching", "RUNNING", "beta", "30", "0.610"):
+        assert shown in text
     console.file.close()
-
-
-def test_without_a_terminal_each_record_is_a_line(tmp_path: Path) -> None:
-    with (tmp_path / "log").open("w+") as file:
-        board = Board(Console(file=file, width=200), steps=10, trials=2, objective="accuracy")
-        attempt = RunDir(tmp_path).claim(1)
-        attempt.listeners.append(board)
-        with board:
-            attempt.append("job.started", "attempt 1 starts")
-            attempt.append("trial.progress", "not a line", {"number": 0, "step": 1})
-        file.seek(0)
-        lines = file.read().splitlines()
-    assert len(lines) == 1
-    assert lines[0].endswith("job.started      attempt 1 starts")
 
 
 def test_paths_in_a_spec_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

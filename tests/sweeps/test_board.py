@@ -6,26 +6,34 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from service.cli_board import Board
-from service.cli_view import draw, short, watch
-from service.client import Event
+from sweeps.board import Board
+from sweeps.board_view import Screen, draw, short
 
 pytestmark = pytest.mark.quick
 
 
-def happened(kind: str, message: str = "", **data: Any) -> Event:
-    return Event(id="evt_1", type=kind, level="info", created_at="", message=message, data=data)
+Record = tuple[str, str, dict[str, Any]]
 
 
-def created(number: int) -> Event:
+def happened(kind: str, message: str = "", **data: Any) -> Record:
+    return kind, message, data
+
+
+def watch(made: Board, records: list[Record], console: Console) -> None:
+    with Screen(made, console, clock=lambda: 1.0) as screen:
+        for record in records:
+            screen.take(*record)
+
+
+def created(number: int) -> Record:
     params = {"learning_rate": 1.2e-4, "beta": 2.0 + number, "gamma_beta_ratio": 0.5}
     return happened("trial.created", trial_id=f"trl_{number}", number=number, params=params)
 
 
-def board(*events: Event, total: int = 4) -> Board:
+def board(*records: Record, total: int = 4) -> Board:
     made = Board(name="mine", total=total, metric="win_rate")
-    for event in events:
-        made.apply(event)
+    for record in records:
+        made.apply(*record)
     return made
 
 
@@ -44,7 +52,7 @@ def test_a_trial_from_birth_to_end() -> None:
     )
     row = made.trials["trl_0"]
     assert (row.state, row.step, row.metrics) == ("RUNNING", 30, {"loss": 0.5, "margin": 0.1, "win_rate": 0.61})
-    made.apply(happened("trial.pruned", trial_id="trl_0", step=30, value=0.61, reason="below 0.64"))
+    made.apply(*happened("trial.pruned", trial_id="trl_0", step=30, value=0.61, reason="below 0.64"))
     assert (row.state, row.value, row.why, row.over) == ("PRUNED", 0.61, "below 0.64", True)
     assert made.finished == 1
 
@@ -60,7 +68,7 @@ def test_progress_never_runs_backwards_through_the_phases() -> None:
         happened("job.phase", phase="finals", progress=0.5),
         happened("job.finished"),
     ):
-        made.apply(event)
+        made.apply(*event)
         shares.append(made.overall)
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0.0, 1.0)
@@ -104,7 +112,7 @@ def test_many_trials_fit_the_screen() -> None:
 
 def test_live_on_a_terminal() -> None:
     console = Console(file=(screen := io.StringIO()), force_terminal=True, width=120, height=30, color_system=None)
-    made = watch(board(), [created(0), happened("job.finished")], console, clock=lambda: 1.0)
+    watch(made := board(), [created(0), happened("job.finished")], console)
     assert made.phase == "done"
     assert "RUNNING" in screen.getvalue()
 
@@ -112,7 +120,7 @@ def test_live_on_a_terminal() -> None:
 def test_a_log_is_spared_the_small_steps_of_a_phase() -> None:
     console = Console(file=(log := io.StringIO()), width=120)
     steps = [happened("job.phase", f"step {n}", phase="preparing", progress=n / 100) for n in range(0, 100, 5)]
-    watch(board(), [*steps, happened("job.phase", phase="searching", progress=0.0)], console, clock=lambda: 0.0)
+    watch(board(), [*steps, happened("job.phase", phase="searching", progress=0.0)], console)
     assert [line.split("] ")[1] for line in log.getvalue().splitlines()] == [
         "preparing: step 0",
         "preparing 20%: step 20",

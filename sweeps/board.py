@@ -1,10 +1,11 @@
-"""What is known of a sweep while it runs: events in, one `Board` out. Nothing is drawn here."""
+"""What is known of a sweep while it runs: journal records, or the service's events, in; one `Board` out. Light.
+
+Nothing is drawn here: see `sweeps.board_view`.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from service.client import Event
 
 ENDINGS = {
     "trial.completed": "COMPLETE",
@@ -12,12 +13,12 @@ ENDINGS = {
     "trial.failed": "FAILED",
     "trial.infeasible": "INFEASIBLE",
 }
-"""Event type -> state of a trial that is over."""
+"""Type of record -> state of a trial that is over."""
 
 
 @dataclass(kw_only=True)
 class TrialRow:
-    """One trial as far as the events told."""
+    """One trial as far as the records told."""
 
     trial_id: str
     """Stable over attempts."""
@@ -44,7 +45,7 @@ class TrialRow:
 
 @dataclass(kw_only=True)
 class Board:
-    """A sweep's picture. `apply` is idempotent per event and indifferent to fields it does not know."""
+    """A sweep's picture. `apply` is idempotent and indifferent to fields it does not know."""
 
     name: str
     """For the headline."""
@@ -64,12 +65,11 @@ class Board:
     """Its objective."""
 
     @classmethod
-    def of(cls, body: Mapping[str, Any]) -> "Board":
-        """An empty board for a sweep resource as the API describes it."""
-        spec: Mapping[str, Any] = body.get("spec") or body
+    def of(cls, spec: Mapping[str, Any]) -> "Board":
+        """An empty board for a sweep's or run's spec, as JSON values."""
         budget, objective = spec.get("budget") or {}, spec.get("objective") or {}
         return cls(
-            name=str(body.get("name") or body.get("id") or "sweep"),
+            name=str(spec.get("name") or "sweep"),
             total=int(budget.get("trials") or 1),
             metric=str(objective.get("metric") or "win_rate"),
         )
@@ -97,23 +97,22 @@ class Board:
         """The row that leads, once one does."""
         return self.trials.get(self.best_id or "")
 
-    def apply(self, event: Event) -> None:
-        """Take one event in."""
-        data = event.data
-        if event.type == "job.phase":
+    def apply(self, kind: str, message: str, data: Mapping[str, Any]) -> None:
+        """Take in one record or event: its type, its sentence, its facts."""
+        if kind == "job.phase":
             self.phase = str(data.get("phase") or self.phase)
             self.progress = as_number(data.get("progress")) or 0.0
-        elif event.type == "job.restarted":
+        elif kind == "job.restarted":
             self.phase, self.progress = "restarting", 0.0
-        elif event.type == "job.finished":
+        elif kind == "job.finished":
             self.phase, self.progress = "done", 1.0
-        elif event.type == "best.updated":
+        elif kind == "best.updated":
             self.best_id, self.best_value = str(data.get("trial_id")), as_number(data.get("value"))
-        elif event.type.startswith("trial.") and data.get("trial_id"):
-            self._apply_to_trial(event.type, data, event.message)
+        elif kind.startswith("trial.") and data.get("trial_id"):
+            self._apply_to_trial(kind, message, data)
 
     def take(self, trials: Iterable[Mapping[str, Any]], *, best_id: str | None) -> None:
-        """Fill the board from trial resources, for a sweep that is not followed."""
+        """Fill the board from the API's trials, for a sweep that is not followed."""
         for trial in trials:
             row = TrialRow(trial_id=str(trial.get("trial_id") or trial.get("id")), number=int(trial.get("number") or 0))
             row.params = dict(trial.get("params") or {})
@@ -125,7 +124,7 @@ class Board:
             self.trials[row.trial_id] = row
         self.best_id = best_id
 
-    def _apply_to_trial(self, type: str, data: Mapping[str, Any], message: str) -> None:
+    def _apply_to_trial(self, kind: str, message: str, data: Mapping[str, Any]) -> None:
         trial_id = str(data["trial_id"])
         number = data.get("number")
         row = self.trials.get(trial_id)
@@ -136,11 +135,11 @@ class Board:
         row.step = row.step if data.get("step") is None else int(data["step"])
         reported = data.get("metrics") or {key: value for key, value in data.items() if key in _PROGRESS_METRICS}
         row.metrics |= _numbers(reported)
-        if type in ENDINGS:
-            row.state = ENDINGS[type]
+        if kind in ENDINGS:
+            row.state = ENDINGS[kind]
             row.value = as_number(data.get("value"))
-            row.why = str(data.get("reason") or ("full budget" if type == "trial.completed" else message))
-        elif type == "trial.created":
+            row.why = str(data.get("reason") or ("full budget" if kind == "trial.completed" else message))
+        elif kind == "trial.created":
             row.state, row.why = "RUNNING", ""  # a new attempt runs an unfinished trial again
 
 

@@ -1,8 +1,10 @@
-"""How a sweep is watched: a live table on a terminal, plain lines anywhere else (logs, pipes, CI)."""
+"""How a sweep is watched: a live table on a terminal, plain lines anywhere else (logs, pipes, CI). Light."""
 
+import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -12,8 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from service.cli_board import ENDINGS, Board, TrialRow, as_number
-from service.client import Event
+from sweeps.board import ENDINGS, Board, TrialRow, as_number
 
 _PHASE_LINE_EVERY = 0.2  # share of a phase that is worth a line in a log
 _TITLES = {"learning_rate": "lr", "gamma_beta_ratio": "gamma/beta"}
@@ -27,30 +28,48 @@ _STYLES = {
 }
 
 
-def watch(
-    board: Board, events: Iterable[Event], console: Console, *, clock: Callable[[], float] = time.monotonic
-) -> Board:
-    """Show the events as they come, until they end. Returns the board as it stands then."""
-    started = clock()
-    if not console.is_terminal:
-        told = ("", -1.0)  # phase and progress that a line was spent on
-        for event in events:
-            board.apply(event)
-            if event.type == "job.phase":
-                if board.phase == told[0] and board.progress < told[1] + _PHASE_LINE_EVERY - 1e-9:
-                    continue
-                told = (board.phase, board.progress)
-            for line in plain_lines(board, event):
-                console.print(f"[{clock() - started:6.1f} s] {line}", markup=False, highlight=False, soft_wrap=True)
-        return board
-    with Live(
-        get_renderable=lambda: draw(board, seconds=clock() - started, height=console.height),
-        console=console,
-        refresh_per_second=2,
-    ):
-        for event in events:
-            board.apply(event)
-    return board
+class Screen:
+    """Shows a board while records come in: a live table on a terminal, one line a record that matters elsewhere."""
+
+    def __init__(self, board: Board, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.board = board
+        self._console = console
+        self._clock = clock
+        self._started = clock()
+        self._told = ("", -1.0)  # phase and progress that a line was spent on
+        self._lock = threading.Lock()  # records may come from any thread, and a live table draws in its own
+        self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=2)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def take(self, kind: str, message: str, data: Mapping[str, Any]) -> None:
+        """One record: its type, its sentence, its facts."""
+        with self._lock:
+            self.board.apply(kind, message, data)
+            if self._console.is_terminal or (kind == "job.phase" and not self._worth_a_line()):
+                return
+            for line in plain_lines(self.board, kind, message, data):
+                text = f"[{self._clock() - self._started:6.1f} s] {line}"
+                self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _worth_a_line(self) -> bool:
+        phase, progress = self.board.phase, self.board.progress
+        # The last digit of a sum of fractions must not decide.
+        if phase == self._told[0] and progress < self._told[1] + _PHASE_LINE_EVERY - 1e-9:
+            return False
+        self._told = (phase, progress)
+        return True
+
+    def _draw(self) -> RenderableType:
+        with self._lock:
+            return draw(self.board, seconds=self._clock() - self._started, height=self._console.height)
 
 
 def draw(board: Board, *, seconds: float, height: int) -> RenderableType:
@@ -66,9 +85,9 @@ def draw(board: Board, *, seconds: float, height: int) -> RenderableType:
     return Group(head, trial_table(board, rows=max(3, height - 8)), Text.from_markup(_best_line(board)))
 
 
-def trial_table(board: Board, *, rows: int) -> Table:
+def trial_table(board: Board, *, rows: int | None = None) -> Table:
     """Trials in order of number. Over `rows`, the oldest finished ones are left out and counted."""
-    shown = _choose(board, rows)
+    shown = _choose(board, len(board.trials) if rows is None else rows)
     hidden = len(board.trials) - len(shown)
     table = Table(
         caption=f"and {hidden} finished earlier" if hidden else None, box=SIMPLE_HEAD, pad_edge=False, expand=True
@@ -96,32 +115,31 @@ def trial_table(board: Board, *, rows: int) -> Table:
     return table
 
 
-def plain_lines(board: Board, event: Event) -> list[str]:
-    """What an event is worth in a log: none for step-by-step progress, one line for what matters."""
-    data = event.data
+def plain_lines(board: Board, kind: str, message: str, data: Mapping[str, Any]) -> list[str]:
+    """What a record is worth in a log: none for step-by-step progress, one line for what matters."""
     row = board.trials.get(str(data.get("trial_id")))
     label = f"trial {row.number}" if row else "trial"
-    if event.type == "trial.progress":
+    if kind == "trial.progress":
         return []
-    if event.type == "trial.created" and row:
+    if kind == "trial.created" and row:
         return [f"{label}: {point(row.params)}"]
-    if event.type == "trial.rung" and row:
+    if kind == "trial.rung" and row:
         return [f"{label}: step {short(row.step)}, {_metrics(row, board.metric)}"]
-    if event.type in ENDINGS and row:
+    if kind in ENDINGS and row:
         value = "" if row.value is None else f", {board.metric.replace('_', ' ')} {short(row.value)}"
         return [f"{label}: {row.state}{value} ({board.finished}/{board.total}): {row.why}"]
-    if event.type == "best.updated":
+    if kind == "best.updated":
         where = f" by trial {board.best.number} ({point(board.best.params)})" if board.best else ""
         return [f"best so far: {board.metric.replace('_', ' ')} {short(board.best_value)}{where}"]
-    if event.type == "job.phase":
+    if kind == "job.phase":
         share = as_number(data.get("progress"))
-        if event.message.startswith(board.phase):
-            return [event.message]
-        return [f"{board.phase}{f' {share:.0%}' if share else ''}{f': {event.message}' if event.message else ''}"]
-    return [event.message or event.type]
+        if message.startswith(board.phase):
+            return [message]
+        return [f"{board.phase}{f' {share:.0%}' if share else ''}{f': {message}' if message else ''}"]
+    return [message or kind]
 
 
-def point(params: dict[str, Any]) -> str:
+def point(params: Mapping[str, Any]) -> str:
     """A point of the space in one line: `beta 2.31, gamma/beta 0.42, lr 1.2e-04`."""
     return ", ".join(f"{_TITLES.get(key, key)} {short(value)}" for key, value in params.items())
 
