@@ -13,8 +13,8 @@ from simpo.checkpoint import read_manifest
 from simpo.config import TokenPolicy
 from simpo.errors import ConfigError
 from simpo.evaluation.judge import Judge, judge_answers
-from simpo.model import load_model, load_tokenizer
-from simpo.practice import BaseRecipe, PracticeJudge, build_base, build_tokenizer, write_data
+from simpo.model import load_model, load_tokenizer, num_parameters
+from simpo.practice import BaseRecipe, PracticeJudge, _fresh_model, build_base, build_tokenizer, write_data
 from simpo.practice_task import KINDS, SPLITS, WORDS, Split, examples, instructions, right_answer, score, split_of
 from simpo.records import load_preferences
 from simpo.tokenize import encode_prompt, stop_token_ids, tokenize_preferences
@@ -173,7 +173,5 @@ def test_a_base_is_made_once_the_same_each_time_and_anew_for_another_recipe(tmp_
 
 
 def test_the_default_model_has_the_size_it_claims() -> None:
-    r = BaseRecipe()
-    attention = r.width * r.width * 2 + 2 * r.width * (r.width // 2)
-    parameters = 262 * r.width + r.layers * (attention + 3 * r.width * r.mlp_width + 2 * r.width) + r.width
-    assert 0.8e6 <= parameters <= 1.0e6
+    model = _fresh_model(BaseRecipe(), 0, build_tokenizer())
+    assert 0.8e6 <= num_parameters(model) <= 1.0e6 and len(model.model.layers) == 4
