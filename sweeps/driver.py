@@ -15,7 +15,7 @@ from ray import tune
 
 from simpo.errors import SimPOError
 from sweeps.budget import WallClock, plan_budget
-from sweeps.finals import Verdict, hold_finals
+from sweeps.finals import Verdict, hold_finals, no_winner
 from sweeps.leaderboard import leaderboard
 from sweeps.ledger import Ledger
 from sweeps.prepare import prepare
@@ -114,7 +114,10 @@ class _Attempt:
                 ledger.close()
         with self.clock.enter("finals"):
             self._phase("finals", 0.0, f"finals: {len(ledger.finalists())} finalists")
-            verdict = hold_finals(self.spec, facts, prepared, self.attempt.run, ledger.finalists(), self._evaluated)
+            finalists = ledger.finalists()
+            if not finalists:
+                raise no_winner(ledger.ended.values())
+            verdict = hold_finals(self.spec, facts, prepared, self.attempt.run, finalists, self._evaluated)
         result = self._result(facts, ledger, verdict)
         self.attempt.publish_result(result)
         self._phase("done", 1.0, "done")

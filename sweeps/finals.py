@@ -1,6 +1,7 @@
 """The finalists meet on rung prompts with fresh sampling; the winner and the base meet on data that chose nobody."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -27,6 +28,18 @@ class NoWinner(SimPOError):
     """No trial reached full budget within the constraints."""
 
 
+def no_winner(trials: Iterable[Ended]) -> NoWinner:
+    """The error for a search without a finalist: how its trials ended, one example, what to change."""
+    ended = list(trials)
+    counts = Counter(trial.outcome.state for trial in ended)
+    how = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "none was started"
+    reasons = [f"; e.g. trial {trial.ask.number}: {trial.outcome.reason}" for trial in ended if trial.outcome.reason]
+    return NoWinner(
+        f"no trial reached full budget within the constraints ({how}{reasons[0] if reasons else ''}). "
+        "Lower the learning rates of the space, loosen the constraints, or give more trials or time"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The outcome of the finals."""
@@ -47,12 +60,7 @@ class Verdict:
 def hold_finals(
     spec: SweepSpec, facts: Facts, prepared: Path, run: RunDir, finalists: Sequence[Ended], note: Note
 ) -> Verdict:
-    """Choose the winner and measure it. Raises NoWinner without finalists."""
-    if not finalists:
-        raise NoWinner(
-            "no trial reached full budget within the constraints: lower the learning rates of the space, loosen the "
-            "constraints, or give more trials"
-        )
+    """Choose the winner and measure it. There is at least one finalist (see `no_winner`)."""
     winner = _choose(spec, facts, HeldOut.load(prepared / "rungs"), run, finalists, note)
     report = HeldOut.load(prepared / "report")
     seed = spec.seed + REPORT_SEED

@@ -116,7 +116,8 @@ class Ledger:
         elif update.kind == "rung":
             value = update.metrics[self.spec.objective.metric]
             message = f"trial {number} at step {update.step}: {self.spec.objective.metric} {value:.4f}"
-            self.attempt.append("trial.rung", message, {**where, "metrics": update.metrics, "value": value})
+            data = {**where, "metrics": update.metrics, "value": value, "pid": update.pid}
+            self.attempt.append("trial.rung", message, data)
 
     def end(self, number: int, update: Update | None) -> None:
         """Close a trial. `update` is its last word; None, or one without an outcome: its process died."""

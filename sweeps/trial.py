@@ -89,7 +89,8 @@ class Update:
 
     def as_result(self) -> dict[str, Any]:
         """One text value: Tune flattens nested results."""
-        return {"update": json.dumps(asdict(self)), "step": self.step}
+        # done: Tune then ends the trial with this result, instead of asking twice more whether there is another.
+        return {"update": json.dumps(asdict(self)), "step": self.step, "done": self.kind == "end"}
 
     @staticmethod
     def from_result(result: Mapping[str, Any]) -> "Update | None":
@@ -122,6 +123,9 @@ class Workbench:
         self.tokenizer = load_tokenizer(facts.base)
         self.model = load_model(facts.base, dtype=self.spec.train.dtype)
         self._base_weights = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
+        # What libraries made stays: collecting after a trial then looks at the trial's own objects, not at a million.
+        gc.collect()
+        gc.freeze()
 
     def fresh_model(self) -> Any:
         """The one model of this process, with the base model's weights again."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sweeps.budget import WallClock, plan_budget
+from sweeps.finals import no_winner
 from sweeps.leaderboard import leaderboard
 from sweeps.ledger import Ledger, recorded_trials
 from sweeps.run_dir import RunDir, read_journal
@@ -195,3 +196,13 @@ def test_a_plan_counts_before_anything_runs() -> None:
     assert (plan.rung_steps, plan.window, plan.most_steps) == ((25, 50), 4, 800)
     assert plan.likely_steps == 8 * (25 + 25 / 2 + 50 / 4)
     assert plan_budget(_spec(scheduler="none")).likely_steps == 800
+
+
+def test_a_search_without_a_winner_says_how_its_trials_ended(tmp_path: Path) -> None:
+    ledger = _ledger(tmp_path)
+    for state, step, value in (("INFEASIBLE", 25, 0.9), ("PRUNED", 25, 0.1)):
+        _stopped(ledger, ledger.next(), state, step, value)
+    message = str(no_winner(ledger.ended.values()))
+    assert "(1 INFEASIBLE, 1 PRUNED; e.g. trial 0: why)" in message
+    assert "Lower the learning rates" in message
+    assert "none was started" in str(no_winner([]))

@@ -104,7 +104,14 @@ def test_a_killed_driver_leaves_no_process_and_its_successor_finds_the_same_winn
         process.kill()
 
     seen: list[Record] = []
-    result = run_attempt(run, listeners=[seen.append])
+    killed: list[int] = []
+
+    def kill_one_trial(record: Record) -> None:
+        if record["type"] == "trial.rung" and not killed:
+            killed.append(record["data"]["number"])
+            os.kill(record["data"]["pid"], signal.SIGKILL)
+
+    result = run_attempt(run, listeners=[seen.append, kill_one_trial])
     expected = read_result(undisturbed.attempt(1))
     assert expected is not None
     assert _ends(run) == _ends(undisturbed)
@@ -116,6 +123,8 @@ def test_a_killed_driver_leaves_no_process_and_its_successor_finds_the_same_winn
     assert result["attempt"] == 2
     assert sum(record["type"] == "trial.created" for record in seen) <= 6, "finished trials were run again"
     assert any("as prepared by attempt 1" in record["message"] for record in seen)
+    assert result["trials"]["FAILED"] == 0, "the killed trial went on from its rung in another process"
+    assert killed
 
 
 def test_a_signal_ends_the_attempt_with_a_word(base: Path, tmp_path: Path, ray_cluster: str) -> None:
