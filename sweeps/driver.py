@@ -18,7 +18,7 @@ from sweeps.budget import WallClock, plan_budget
 from sweeps.finals import Verdict, hold_finals, no_winner
 from sweeps.leaderboard import leaderboard
 from sweeps.ledger import Ledger
-from sweeps.prepare import prepare
+from sweeps.prepare import Splits, prepare, read_inputs
 from sweeps.prepared import Facts, load_facts, sealed_for
 from sweeps.pulse import Pulse
 from sweeps.ray_session import ray_session, trials_that_fit
@@ -103,15 +103,19 @@ class _Attempt:
 
     def run(self) -> dict[str, Any]:
         with self.clock.enter("preparing"):
-            prepared, facts = self._prepare()
-        ledger = Ledger(self.attempt, self.spec, prepared, self.clock)
-        self.pulse.counts, self.pulse.pids = ledger.counts, lambda: set(ledger.pids)
-        with self.clock.enter("searching"):
-            self._phase("searching", 0.0, f"searching: {self.spec.budget.trials} trials")
-            try:
-                self._search(ledger)
-            finally:
-                ledger.close()
+            sealed, splits = self._inputs()
+        # Ray comes before the slow part of preparing, so that a Ray that cannot start says so at once.
+        with self._ray() as trials_at_once:
+            with self.clock.enter("preparing"):
+                prepared, facts = self._prepare(sealed, splits)
+            ledger = Ledger(self.attempt, self.spec, prepared, self.clock)
+            self.pulse.counts, self.pulse.pids = ledger.counts, lambda: set(ledger.pids)
+            with self.clock.enter("searching"):
+                self._phase("searching", 0.0, f"searching: {self.spec.budget.trials} trials")
+                try:
+                    self._search(ledger, trials_at_once)
+                finally:
+                    ledger.close()
         with self.clock.enter("finals"):
             self._phase("finals", 0.0, f"finals: {len(ledger.finalists())} finalists")
             finalists = ledger.finalists()
@@ -125,43 +129,55 @@ class _Attempt:
         self.attempt.append("job.finished", f"the winner is trial {best['trial_id']}", {"best": best})
         return result
 
-    def _prepare(self) -> tuple[Path, Facts]:
-        """This attempt's prepared directory, or a predecessor's."""
+    def _inputs(self) -> tuple[Path | None, Splits | None]:
+        """(what a predecessor sealed, None), or (None, the rows to prepare)."""
         earlier = [other.prepared for other in self.attempt.run.attempts() if other.number < self.attempt.number]
         sealed = sealed_for(spec_hash(self.spec), earlier)
-        if sealed is None:
-            threads = self.build_threads
-            return self.attempt.prepared, prepare(self.spec, self.attempt.prepared, self._preparing, threads=threads)
+        if sealed is not None:
+            return sealed, None
+        self._phase("preparing", 0.0, "reading the preferences")
+        return None, read_inputs(self.spec, self.attempt.prepared)
+
+    def _prepare(self, sealed: Path | None, splits: Splits | None) -> tuple[Path, Facts]:
+        if splits is not None:
+            directory = self.attempt.prepared
+            return directory, prepare(self.spec, splits, directory, self._preparing, threads=self.build_threads)
+        assert sealed is not None
         facts = load_facts(sealed)
         assert facts is not None  # sealed_for has just read it
         self._phase("preparing", 1.0, f"as prepared by attempt {sealed.parent.name}")
         return sealed, facts
 
-    def _search(self, ledger: Ledger) -> None:
+    @contextmanager
+    def _ray(self) -> Iterator[int]:
+        """Ray for the length of the context; the value is the number of trials that run at once."""
         workers = self.spec.parallel.workers_per_trial
         cpus = self.spec.parallel.trials * workers
         # Groups of workers come on top of their Tune functions, which wait in a sliver of a core.
         with ray_session(self.ray_address, num_cpus=cpus + (workers > 1), multi_worker=workers > 1):
             self.stop.install()  # ray.init has put its own handlers in place
-            fit = trials_that_fit(self.spec.parallel.trials, workers)
-            function = run_trial if workers == 1 else run_worker_trial
-            tuner = tune.Tuner(
-                tune.with_resources(function, {"CPU": 1 if workers == 1 else DRIVER_CPUS}),
-                tune_config=tune.TuneConfig(
-                    search_alg=StudySearcher(ledger, fit),
-                    num_samples=self.spec.budget.trials,
-                    max_concurrent_trials=fit,
-                    reuse_actors=True,
-                    trial_dirname_creator=_short_name,
-                ),
-                run_config=tune.RunConfig(
-                    name="tune",
-                    storage_path=str(self.attempt.path),
-                    failure_config=tune.FailureConfig(max_failures=RETRIES),
-                    verbose=0,
-                ),
-            )
-            tuner.fit()
+            yield trials_that_fit(self.spec.parallel.trials, workers)
+
+    def _search(self, ledger: Ledger, trials_at_once: int) -> None:
+        workers = self.spec.parallel.workers_per_trial
+        function = run_trial if workers == 1 else run_worker_trial
+        tuner = tune.Tuner(
+            tune.with_resources(function, {"CPU": 1 if workers == 1 else DRIVER_CPUS}),
+            tune_config=tune.TuneConfig(
+                search_alg=StudySearcher(ledger, trials_at_once),
+                num_samples=self.spec.budget.trials,
+                max_concurrent_trials=trials_at_once,
+                reuse_actors=True,
+                trial_dirname_creator=_short_name,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(self.attempt.path),
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
         shutil.rmtree(self.attempt.path / "tune", ignore_errors=True)  # pickles and empty folders
 
     def _result(self, facts: Facts, ledger: Ledger, verdict: Verdict) -> dict[str, Any]:
@@ -197,9 +213,9 @@ class _Attempt:
         }
 
     def _preparing(self, share: float, message: str) -> None:
-        """Every tenth of the way, and at the ends."""
+        """Every twentieth of the way, and at the end."""
         self.stop.check()
-        if share in (0.0, 1.0) or share - self._told >= 0.05:
+        if share == 1.0 or share - self._told >= 0.05:
             self._told = share
             self._phase("preparing", share, message)
 

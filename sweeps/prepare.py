@@ -50,14 +50,22 @@ class Splits:
     """Unusable rows of the sources, by reason."""
 
 
-def prepare(spec: SweepSpec, directory: Path, progress: Progress, *, threads: int = 1) -> Facts:
+def read_inputs(spec: SweepSpec, directory: Path) -> Splits:
+    """The splits, after a look at the base model: what a user must mend shows here, before anything slow begins.
+
+    Raises DataError, ModelError.
+    """
+    if spec.base_model != PRACTICE:
+        load_tokenizer(spec.base_model)
+    directory.mkdir(parents=True, exist_ok=True)
+    return read_splits(spec, directory)
+
+
+def prepare(spec: SweepSpec, splits: Splits, directory: Path, progress: Progress, *, threads: int = 1) -> Facts:
     """Fill `directory` and seal it. `threads` make the base model, where one is made.
 
     Raises DataError, ModelError, ConfigError for what the user must mend.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    progress(0.0, "reading the preferences")
-    splits = read_splits(spec, directory)
     with _threads(threads):
         base = _base(spec, directory, splits, progress)
     tokenizer = load_tokenizer(base)

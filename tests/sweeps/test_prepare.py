@@ -11,8 +11,8 @@ from simpo.checkpoint import read_manifest
 from simpo.config import TokenPolicy
 from simpo.errors import DataError, ModelError
 from simpo.records import Message, Preference
-from sweeps.prepare import prepare, read_splits
-from sweeps.prepared import HeldOut, load_facts, load_plan, load_reference, sealed_for
+from sweeps.prepare import Progress, prepare, read_inputs, read_splits
+from sweeps.prepared import Facts, HeldOut, load_facts, load_plan, load_reference, sealed_for
 from sweeps.small_base import SmallRecipe, build_small_base
 from sweeps.spec import SweepSpec, parse_spec, spec_hash
 from tests.sweeps.tiny import tiny_base, tiny_spec
@@ -22,6 +22,10 @@ pytestmark = pytest.mark.quick
 
 def _silent(share: float, message: str) -> None:
     pass
+
+
+def _prepare(spec: SweepSpec, directory: Path, progress: Progress = _silent) -> Facts:
+    return prepare(spec, read_inputs(spec, directory), directory, progress)
 
 
 def _rows(n: int, answers: int = 2) -> list[dict[str, Any]]:
@@ -76,10 +80,10 @@ def test_too_few_rows_are_refused(tmp_path: Path, n: int) -> None:
 def test_everything_is_sealed_and_the_same_twice(tmp_path: Path) -> None:
     spec = tiny_spec(tiny_base(tmp_path / "base"), method="dpo", space={"beta": 0.1})
     told: list[float] = []
-    facts = prepare(spec, tmp_path / "a", lambda share, message: told.append(share))
-    prepare(spec, tmp_path / "b", _silent)
+    facts = _prepare(spec, tmp_path / "a", lambda share, message: told.append(share))
+    _prepare(spec, tmp_path / "b")
     assert told == sorted(told)
-    assert (told[0], told[-1]) == (0.0, 1.0)
+    assert told[-1] == 1.0
     assert load_facts(tmp_path / "a") == facts
     assert facts.pairs == {"train": 200, "rungs": 256, "report": 600}
     for name in ("plan.safetensors", "reference.safetensors", "rungs.json", "rungs.safetensors", "report.json"):
@@ -93,7 +97,7 @@ def test_everything_is_sealed_and_the_same_twice(tmp_path: Path) -> None:
 
 def test_a_sealed_directory_is_found_by_its_spec(tmp_path: Path) -> None:
     spec = tiny_spec(tiny_base(tmp_path / "base"))
-    prepare(spec, tmp_path / "a", _silent)
+    _prepare(spec, tmp_path / "a")
     (tmp_path / "half").mkdir()
     assert sealed_for(spec_hash(spec), [tmp_path / "none", tmp_path / "half", tmp_path / "a"]) == tmp_path / "a"
     assert sealed_for("other", [tmp_path / "a"]) is None
@@ -102,14 +106,13 @@ def test_a_sealed_directory_is_found_by_its_spec(tmp_path: Path) -> None:
 
 def test_what_the_user_must_mend_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model directory at '/nowhere'"):
-        prepare(tiny_spec(Path("/nowhere")), tmp_path / "a", _silent)
+        read_inputs(tiny_spec(Path("/nowhere")), tmp_path / "a")
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt"\n')
     with pytest.raises(DataError, match=r"broken\.jsonl, line 2"):
-        prepare(parse_spec({"name": "x", "dataset": str(broken)}), tmp_path / "b", _silent)
+        read_inputs(parse_spec({"name": "x", "dataset": str(broken)}), tmp_path / "b")
     with pytest.raises(DataError, match="no such file"):
-        prepare(parse_spec({"name": "x", "dataset": "/nowhere.jsonl"}), tmp_path / "c", _silent)
-    assert not list(tmp_path.glob("*/prepared.json")), "nothing unfinished is sealed"
+        read_inputs(parse_spec({"name": "x", "dataset": "/nowhere.jsonl"}), tmp_path / "c")
 
 
 def test_a_small_base_is_made_of_the_chosen_answers(tmp_path: Path) -> None:

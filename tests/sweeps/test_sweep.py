@@ -139,8 +139,8 @@ def test_a_signal_ends_the_attempt_with_a_word(base: Path, tmp_path: Path, ray_c
     assert read_result(run.attempt(1)) is None
 
 
-def test_an_orphan_stops_at_the_higher_claim(tmp_path: Path) -> None:
-    """While it makes the practice base, which would take a minute: no Ray is started yet."""
+def test_an_orphan_stops_at_the_higher_claim(tmp_path: Path, ray_cluster: str) -> None:
+    """While it makes the practice base, which would take a minute."""
     run = RunDir(tmp_path)
     run.write_spec(parse_spec({"name": "orphan"}).model_dump(mode="json"))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from simpo.checkpoint import read_manifest
-from sweeps.prepare import prepare
+from sweeps.prepare import prepare, read_inputs
 from sweeps.run_dir import RunDir
 from sweeps.spec import SweepSpec
 from sweeps.trial import Assignment, Update, Workbench, train_trial
@@ -23,7 +23,7 @@ POINT = {"learning_rate": 1e-2, "beta": 2.0, "gamma_beta_ratio": 0.5}
 def _prepared(tmp_path: Path, **changes: Any) -> tuple[SweepSpec, Path]:
     spec = tiny_spec(tiny_base(tmp_path / "base"), **changes)
     RunDir(tmp_path).write_spec(spec.model_dump(mode="json"))
-    prepare(spec, tmp_path / "prepared", lambda share, message: None)
+    prepare(spec, read_inputs(spec, tmp_path / "prepared"), tmp_path / "prepared", lambda share, message: None)
     return spec, tmp_path
 
 
