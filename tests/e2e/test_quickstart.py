@@ -18,7 +18,7 @@ pytestmark = pytest.mark.e2e
 def test_from_nothing_to_a_report(tmp_path: Path) -> None:
     home = tmp_path / "q"
     with Watcher(home) as watcher:
-        done = run(simpo("quickstart", "--home", str(home), "--trials", "3", "--steps", "12"), timeout_s=280)
+        done = run(simpo("quickstart", "--home", str(home), "--trials", "3", "--steps", "12"), timeout_s=420)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(watcher.seen) > 5, "the stack was seen running"
     assert watcher.left() == []
