@@ -117,7 +117,7 @@ def print_table(columns: list[str], rows: Iterator[list[Any]] | list[list[Any]],
     """Rows as a table; `empty` says what it means that there is none, and what to do."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("name", "id", "state"))
     for row in rows:
         table.add_row(*(plain("-" if cell in (None, "") else str(cell)) for cell in row))
     out().print(table if table.row_count else Text(empty, style="dim"))

@@ -142,7 +142,7 @@ class Client:
             if error.status != 404:
                 raise
             for resource in self.iterate(kind, name=name_or_id):
-                return resource
+                return self.get(kind, resource.id)  # lists leave out results
             raise
 
     def cancel(self, kind: Literal["sweeps", "runs"], id: str) -> Resource:

@@ -160,8 +160,8 @@ def test_pages_are_followed_to_the_end() -> None:
 
 
 def test_find_falls_back_to_the_name() -> None:
-    service = Service(problem(404, "not_found", "No sweep a."), ok({"data": [SWEEP]}))
-    assert service.client().find("sweeps", "a").id == "swp_1"
+    service = Service(problem(404, "not_found", "No sweep a."), ok({"data": [SWEEP]}), ok(SWEEP | {"result": {}}))
+    assert service.client().find("sweeps", "a").body["result"] == {}
     assert service.calls[1].url.params["name"] == "a"
     with pytest.raises(ApiError, match="No sweep b"):
         Service(problem(404, "not_found", "No sweep b."), ok({"data": []})).client().find("sweeps", "b")
