@@ -24,6 +24,7 @@ class Pulse:
         self.peak_memory_bytes = 0
         self._attempt = attempt
         self._on_superseded = on_superseded
+        self._superseded = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
 
@@ -34,20 +35,26 @@ class Pulse:
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
         self._thread.join()
+        if not self._superseded:
+            self._beat()  # the last word on the counts
 
     def _run(self) -> None:
         beats = 0
         while True:
             if beats % WEIGH_EVERY == 0:
                 self.peak_memory_bytes = max(self.peak_memory_bytes, memory_bytes(self.pids()))
-            with contextlib.suppress(RunDirError):  # a full disk: the reader will see that the heart has stopped
-                self._attempt.beat({**self.counts(), "peak_memory_bytes": self.peak_memory_bytes})
+            self._beat()
             if self._attempt.superseded():
+                self._superseded = True
                 self._on_superseded()
                 return
             beats += 1
             if self._stop.wait(BEAT_S):
                 return
+
+    def _beat(self) -> None:
+        with contextlib.suppress(RunDirError):  # a full disk: the reader will see that the heart has stopped
+            self._attempt.beat({**self.counts(), "peak_memory_bytes": self.peak_memory_bytes})
 
 
 def memory_bytes(others: set[int]) -> int:
