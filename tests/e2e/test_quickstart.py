@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.local_ray import OBJECT_STORE_BYTES
+from simpo.practice_task import Split, examples
 from tests.e2e.processes import Watcher, run, simpo
 from tests.serving.tiny import tiny_checkpoint
 
@@ -41,6 +42,35 @@ def test_from_nothing_to_a_report(tmp_path: Path) -> None:
     for shown in ("preparing", "searching", "trial 2:", "best so far", "winner is READY", "report.html"):
         assert shown in done.stdout
     assert done.stderr == ""
+
+
+def test_own_preferences_take_the_same_path(tmp_path: Path) -> None:
+    train, held_out = (_preferences(tmp_path / f"{split}.jsonl", split) for split in ("train", "eval"))
+    home = tmp_path / "q"
+    sources = ["--data", str(train), "--eval", str(held_out)]
+    with Watcher(home) as watcher:
+        done = run(simpo("quickstart", "--home", str(home), *sources, "--trials", "2", "--steps", "8"), timeout_s=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert watcher.seen and watcher.left() == []
+    report = json.loads((home / "report.json").read_text())
+    assert report["win_rate"] is None and "no judge" in report["win_rate_reason"]
+    assert [report["accuracy"][who]["n"] for who in ("base", "winner")] == [40, 40]
+    assert report["dropped_rows"] == {"identical_responses": 2}
+    asked = [json.loads(line)["prompt"][0]["content"] for line in held_out.read_text().splitlines()]
+    assert [answer["prompt"] for answer in report["answers"]] == asked[1:4]
+
+
+def _preferences(path: Path, split: Split) -> Path:
+    """A file of a person's own: one unusable row, then 40 (eval) or 120 (train) good ones."""
+    rows = [("?", "same", "same")]
+    found = examples(split, 120 if split == "train" else 40, seed=1, longer_share=0.0)
+    rows += [(row.instruction, row.chosen, row.rejected) for row in found]
+    with path.open("w", encoding="utf-8") as file:
+        for prompt, chosen, rejected in rows:
+            said = {"chosen": chosen, "rejected": rejected}
+            turns = {key: [{"role": "assistant", "content": text}] for key, text in said.items()}
+            file.write(json.dumps({"prompt": [{"role": "user", "content": prompt}], **turns}) + "\n")
+    return path
 
 
 def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
