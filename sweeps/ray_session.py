@@ -38,8 +38,9 @@ def ray_session(address: str | None, *, num_cpus: int, multi_worker: bool) -> It
         if address is not None:
             _start(address=address, log_to_driver=False)
         else:
-            # Short: a socket's path has at most 107 characters, and Ray adds 60 of its own.
-            temporary = Path(tempfile.mkdtemp(prefix="sw", dir="/tmp" if Path("/tmp").is_dir() else None))
+            # A socket's path has at most 107 characters, and Ray adds 60 of its own to this one.
+            short = len(tempfile.gettempdir()) <= 30
+            temporary = Path(tempfile.mkdtemp(prefix="sw", dir=None if short else "/tmp"))
             start_private(temporary, num_cpus=num_cpus, dashboard=multi_worker)
         yield
     finally:

@@ -1,9 +1,11 @@
 """One whole sweep on a real Ray; the same sweep killed, resumed and still the same."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -164,10 +166,12 @@ class _Driver:
     """`python -m sweeps run` in a process of its own; killed by its pid at the end if it still runs."""
 
     def __init__(self, spec: Path, run: RunDir, *more: str) -> None:
+        self._temporary = tempfile.mkdtemp(prefix="dr", dir="/tmp")  # short, for Ray's sockets; a killed Ray leaves it
         self._command = [sys.executable, "-m", "sweeps", "run", str(spec), "--out", str(run.root), "--quiet", *more]
 
     def __enter__(self) -> subprocess.Popen[bytes]:
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        environment["TMPDIR"] = self._temporary
         self._process = subprocess.Popen(self._command, env=environment)
         return self._process
 
@@ -175,6 +179,7 @@ class _Driver:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 def _wait_for(run: RunDir, kind: str, count: int, timeout_s: float = 90.0) -> None:
