@@ -9,14 +9,6 @@ from typing import ClassVar, Literal
 
 from simpo.checks import at_least, in_range, not_negative, one_of, positive
 from simpo.errors import ConfigError
-from simpo.methods import DPO as DPO
-from simpo.methods import METHODS as METHODS
-from simpo.methods import SFT as SFT
-from simpo.methods import Method as Method
-from simpo.methods import SimPO as SimPO
-from simpo.methods import hyperparameters as hyperparameters
-from simpo.methods import method_from_dict as method_from_dict
-from simpo.methods import method_to_dict as method_to_dict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from simpo import practice_task
 from simpo.attention import PAIR, register_pair_attention
 from simpo.checkpoint import read_manifest, save_checkpoint
-from simpo.config import SFT, OptimConfig, TokenPolicy
+from simpo.config import OptimConfig, TokenPolicy
 from simpo.errors import CheckpointError, DataError
 from simpo.fit import TrainState, fit
+from simpo.methods import SFT
 from simpo.packing import TokenPair, build_plan
 from simpo.practice_task import Example, Split
 from simpo.records import Message, Preference

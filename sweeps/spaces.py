@@ -5,6 +5,7 @@ Light: pydantic and `simpo.methods` only. `sweeps.study` turns these axes into O
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -20,12 +21,12 @@ Scalar = bool | int | float | str
 SMALL_MODEL_LEARNING_RATE: Mapping[str, Any] = {"type": "log_float", "low": 2e-5, "high": 3e-3}
 
 
-class _Axis(BaseModel):
+class _Axis(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @abstractmethod
     def corners(self) -> tuple[Scalar, ...]:
         """The values whose legality decides that of the whole axis."""
-        raise NotImplementedError
 
 
 class FloatRange(_Axis):

@@ -16,7 +16,7 @@ import yaml
 from service.app import create_app
 from service.cli import app as cli
 from service.settings import Settings
-from simpo.config import METHODS, hyperparameters
+from simpo.methods import METHODS, hyperparameters
 from sweeps.spec import SweepSpec
 from tests import readme_tree
 from tests.house import REPO, sources

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from importlinter.cli import lint_imports
 
-from simpo.config import METHODS
+from simpo.methods import METHODS
 from tests.house import PACKAGES, REPO, Source, sources
 
 pytestmark = pytest.mark.quick
