@@ -262,7 +262,8 @@ def test_a_base_model_from_elsewhere_has_no_manifest_and_is_served(tmp_path: Pat
     tiny_model().save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     engine = TransformersEngine.load(tmp_path / "base")
-    engine.warm_up()
+    engine.warm_up()  # raises if the model cannot answer
+    assert engine.encode_text("a")
     engine.close()
 
 
