@@ -75,6 +75,9 @@ def run_attempt(
             _note_failure(attempt, "USER_ERROR", error)
             raise
         except Exception as error:
+            if stop.reason is not None:  # a library has put its own exception in the place of Stopped
+                attempt.append("job.stopped", stop.reason, {"reason": stop.reason}, level="warn")
+                raise Stopped(stop.reason) from error
             _note_failure(attempt, "SYSTEM_ERROR", error)
             raise
 
@@ -172,12 +175,14 @@ class _Attempt:
             ),
             run_config=tune.RunConfig(
                 name="tune",
+                callbacks=[_EndTheSearch(self.stop)],
                 storage_path=str(self.attempt.path),
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
                 verbose=0,
             ),
         )
-        tuner.fit()
+        with self.stop.deferred():
+            tuner.fit()
         shutil.rmtree(self.attempt.path / "tune", ignore_errors=True)  # pickles and empty folders
 
     def _result(self, facts: Facts, ledger: Ledger, verdict: Verdict) -> dict[str, Any]:
@@ -232,6 +237,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._deferred = False
 
     def install(self) -> None:
         """Handle SIGTERM and SIGINT; only a main thread can."""
@@ -249,9 +255,34 @@ class _Stop:
         if self.reason is not None:
             raise Stopped(self.reason)
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """In here the handler only takes note, and whoever waits must call `check`.
+
+        Ray turns what a handler raises within `ray.wait` into a SystemError, now and then.
+        """
+        self.check()
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        self.check()
+
     def _on_signal(self, number: int, frame: object) -> None:
         self.reason = self.reason or f"stopped by {signal.Signals(number).name}"
-        raise Stopped(self.reason)
+        if not self._deferred:
+            raise Stopped(self.reason)
+
+
+class _EndTheSearch(tune.Callback):
+    """Looks for a stop at every step of Tune's loop, which takes a tenth of a second when nothing happens."""
+
+    def __init__(self, stop: _Stop) -> None:
+        self._stop = stop
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._stop.check()
 
 
 @contextmanager

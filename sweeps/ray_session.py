@@ -82,6 +82,7 @@ def quiet_tune() -> None:
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",  # the newer table is printed even when verbose is 0
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end the search as if it were complete
         "TUNE_GLOBAL_CHECKPOINT_S": "600",  # nobody reads Tune's snapshot: the journal is the memory
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # each report of a worker group waits for this poll
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

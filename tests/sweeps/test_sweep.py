@@ -129,15 +129,19 @@ def test_a_killed_driver_leaves_no_process_and_its_successor_finds_the_same_winn
     assert killed
 
 
-def test_a_signal_ends_the_attempt_with_a_word(base: Path, tmp_path: Path, ray_cluster: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_attempt_with_a_word(
+    number: signal.Signals, base: Path, tmp_path: Path, ray_cluster: str
+) -> None:
     spec = tmp_path / "spec.json"
     spec.write_text(tiny_spec(base, budget={"trials": 400, "steps": 12}).model_dump_json())
     run = RunDir(tmp_path / "run")
     with _Driver(spec, run, "--ray-address", ray_cluster) as driver:
         _wait_for(run, "trial.created", 1)
-        driver.send_signal(signal.SIGTERM)
+        driver.send_signal(number)
         assert driver.wait(timeout=60) == 130
-    assert read_journal(run.attempt(1))[-1]["type"] == "job.stopped"
+    last = read_journal(run.attempt(1))[-1]
+    assert (last["type"], last["data"]["reason"]) == ("job.stopped", f"stopped by {number.name}")
     assert read_result(run.attempt(1)) is None
 
 
