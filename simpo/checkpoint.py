@@ -2,6 +2,10 @@
 
 A checkpoint is a transformers directory (config.json, model.safetensors, tokenizer files) that any tool can load, plus
 `optimizer.safetensors` when the run may go on, plus the manifest: what has no valid manifest is not a checkpoint.
+
+A model with a LoRA adapter: `adapter/` holds it in PEFT's format, and the manifest names its base by content hash. A
+checkpoint that may only go on has no more than that; one that is to be served has the merged model beside it, so that
+whatever reads checkpoints reads it too.
 """
 
 import hashlib
@@ -18,10 +22,12 @@ from safetensors.torch import load_file, save_file
 from simpo.config import OptimConfig
 from simpo.errors import CheckpointError
 from simpo.fit import TrainState
+from simpo.lora import Adapter, adapter_of
 
 FORMAT = "simpo-checkpoint/1"
 MANIFEST = "manifest.json"
 OPTIMIZER = "optimizer.safetensors"
+ADAPTER = "adapter"
 
 
 def save_checkpoint(
@@ -31,25 +37,35 @@ def save_checkpoint(
     tokenizer: Any = None,
     state: TrainState | None = None,
     manifest: Mapping[str, Any] | None = None,
+    servable: bool = True,
 ) -> Path:
     """Write a checkpoint beside its place, then rename it into place (an older one there is replaced).
 
     With `state` the float32 weights and the optimiser's moments are written, so that the run can be resumed exactly.
+    `servable=False` leaves the merged model out where there is an adapter: a rung needs no copy of the base.
     """
     target = Path(directory)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    weights = None if state is None else {name: weight.detach() for name, weight in state.named_weights().items()}
-    model.save_pretrained(partial, state_dict=weights)
+    adapter = adapter_of(model)
+    if adapter is not None:
+        adapter.save(partial / ADAPTER)
+        if servable:
+            model.save_pretrained(partial, state_dict=adapter.merged_weights())
+    else:
+        weights = None if state is None else {name: weight.detach() for name, weight in state.named_weights().items()}
+        model.save_pretrained(partial, state_dict=weights)
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)
     if state is not None:
         save_file(_moments(state), str(partial / OPTIMIZER), metadata={"step": str(state.step)})
-    files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
+    files = {name: _digest(path) for name, path in _files(partial).items()}
     body = {"format": FORMAT, "step": 0 if state is None else state.step, "files": files, **(manifest or {})}
+    if adapter is not None:
+        body |= adapter.manifest()
     (partial / MANIFEST).write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
-    for path in partial.iterdir():
+    for path in partial.rglob("*"):
         _sync(path)
     if target.exists():
         shutil.rmtree(target)
@@ -70,7 +86,7 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> dict[str, An
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{where} has format {manifest.get('format')!r}, this version reads {FORMAT}")
     if verify:
-        found = {path.name for path in where.iterdir()} - {MANIFEST}
+        found = set(_files(where)) - {MANIFEST}
         if unknown := sorted(found - set(manifest["files"])):
             raise CheckpointError(f"{where} holds files that its manifest does not know: {', '.join(unknown)}")
         for name, digest in manifest["files"].items():
@@ -93,23 +109,54 @@ def newest_valid(parent: str | Path) -> Path | None:
 
 
 def restore(directory: str | Path, model: Any, optim: OptimConfig, total_steps: int) -> TrainState:
-    """Load weights and optimiser state of a checkpoint into `model` and go on from its step."""
+    """Load weights and optimiser state of a checkpoint into `model` and go on from its step.
+
+    Raises CheckpointError: damaged, without optimiser state, or an adapter of another base or other settings.
+    """
     where = Path(directory)
     manifest = read_manifest(where)
     if OPTIMIZER not in manifest["files"]:
         raise CheckpointError(f"{where} was saved without optimiser state: it can be served, not resumed")
-    saved = load_file(str(where / "model.safetensors"))
+    adapter = adapter_of(model)
+    if adapter is None:
+        if "lora" in manifest:
+            raise CheckpointError(f"{where} trains an adapter: load its base and add_lora() first")
+        saved = load_file(str(where / "model.safetensors"))
+    else:
+        _check_fits(adapter, manifest, where)
+        adapter.load(where / ADAPTER)
     state = TrainState.fresh(model, optim, total_steps)
     state.step = int(manifest["step"])
     moments = load_file(str(where / OPTIMIZER))
     with torch.no_grad():
         for name, weight in state.named_weights().items():
-            weight.copy_(saved[name])
+            if adapter is None:
+                weight.copy_(saved[name])
             state.optimizer.state[weight] = {
                 key: moments[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in moments
             }
     state.publish()
     return state
+
+
+def _check_fits(adapter: Adapter, manifest: Mapping[str, Any], where: Path) -> None:
+    """Refuse an adapter that was trained with other settings or beside other weights."""
+    if "lora" not in manifest:
+        raise CheckpointError(f"{where} holds whole weights, not an adapter: resume it without lora")
+    own = json.loads(json.dumps(adapter.manifest()))
+    if manifest["lora"] != own["lora"]:
+        raise CheckpointError(f"{where} was trained with lora {manifest['lora']}, not {own['lora']}")
+    if manifest["base"]["hash"] != own["base"]["hash"]:
+        raise CheckpointError(
+            f"{where} belongs to another base (hash {manifest['base']['hash'][:12]}, from "
+            f"{manifest['base']['source']!r}) than the loaded one (hash {own['base']['hash'][:12]})"
+        )
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    """Every file below, by its path relative to `directory`, in order."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): path for path in paths}
 
 
 def _moments(state: TrainState) -> dict[str, torch.Tensor]:

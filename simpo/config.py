@@ -69,6 +69,33 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Train low-rank adapters (Hu et al. 2021) beside frozen weights, instead of the weights."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    rank: int = 16
+    """Width of the two thin matrices beside each adapted layer."""
+    alpha: float = 32.0
+    """The adapter's output is scaled by alpha / rank."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Which linear layers: all but the head, or those with these names, e.g. [q_proj, v_proj]."""
+    dropout: float = 0.0
+    """Must be 0: a preference loss compares forwards, and the authors' code and TRL silently set it to 0 as well."""
+    seed: int = 0
+    """Of the adapters' first weights; the same in all trials of a sweep."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "rank", 1)
+        positive(self, "alpha")
+        at_least(self, "seed", 0)
+        if self.targets != "all-linear" and (isinstance(self.targets, str) or not self.targets):
+            raise ConfigError("must be all-linear or a list of layer names, e.g. [q_proj, v_proj]", "targets")
+        if self.dropout != 0:
+            raise ConfigError("must be 0: training compares forward passes, in which dropout would be noise", "dropout")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The run itself: how long, in which batches, in which precision."""
 
@@ -84,6 +111,8 @@ class TrainConfig:
     """Precision of the forward and backward products. Weights, sums, normalisation and loss are float32 always."""
     seed: int = 0
     """Order of the pairs and every random choice of training."""
+    lora: LoraConfig | None = None
+    """Adapters to train on the frozen model; None: train every weight."""
 
     def __post_init__(self) -> None:
         at_least(self, "steps", 1)

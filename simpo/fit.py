@@ -72,20 +72,25 @@ class TrainState:
 
     @classmethod
     def fresh(cls, model: Any, optim: OptimConfig, total_steps: int) -> "TrainState":
-        """A run that has not begun. A model in bfloat16 gets float32 masters; its forward stays in bfloat16."""
-        own = list(model.parameters())
-        weights = own if model.dtype == torch.float32 else [nn.Parameter(p.detach().float()) for p in own]
+        """A run that has not begun. Weights in bfloat16 get float32 masters; frozen weights are left alone."""
+        own = [p for p in model.parameters() if p.requires_grad]
+        weights = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in own]
         return cls(model, weights, adamw(weights, optim), optim, total_steps)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
         """The float32 weights under the model's names."""
-        return dict(zip((name for name, _ in self.model.named_parameters()), self.weights, strict=True))
+        names = (name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+        return dict(zip(names, self.weights, strict=True))
 
     def publish(self) -> None:
         """Copy the float32 masters into a lower-precision model after a step."""
-        for parameter, weight in zip(self.model.parameters(), self.weights, strict=True):
+        for parameter, weight in zip(self.trained(), self.weights, strict=True):
             if parameter is not weight:
                 parameter.data.copy_(weight.data)
+
+    def trained(self) -> list[nn.Parameter]:
+        """The model's parameters that `weights` are the masters of, in the same order."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
 
 def fit(
@@ -214,7 +219,7 @@ def _fields(loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
 
 def _collect(state: TrainState, head: Tensor, grad_head_Vh: Tensor | None) -> None:
     """Add the head's gradient, and move a bfloat16 model's gradients into its float32 masters."""
-    for parameter, weight in zip(state.model.parameters(), state.weights, strict=True):
+    for parameter, weight in zip(state.trained(), state.weights, strict=True):
         if parameter is head and grad_head_Vh is not None:
             if weight.grad is None:
                 weight.grad = grad_head_Vh
