@@ -75,3 +75,24 @@ def paired_share_interval(wins: int, ties: int, losses: int) -> Estimate:
     error = math.sqrt(more + fewer - (more - fewer) ** 2 / total) / total
     low, high = (0.5 + (difference + sign * Z * error) / 2 for sign in (-1, 1))
     return Estimate((wins + ties / 2) / n, max(0.0, low), min(1.0, high), n)
+
+
+def preference_interval(values: Sequence[float]) -> Estimate:
+    """The mean of preferences in [0, 1] over paired comparisons: a win rate whose verdicts may be shades.
+
+    `paired_share_interval` for any value: half an observation at 0, half at 1 and one at 1/2 join the mean and the
+    variance of the interval, so that equal values do not collapse it to a point. On 0, 1/2 and 1 the two agree exactly.
+    Raises DataError: no value, or one outside [0, 1].
+    """
+    n = len(values)
+    if n < 1:
+        raise DataError("a win rate of no comparison is not a number: judge at least one")
+    if not all(0.0 <= value <= 1.0 for value in values):
+        raise DataError("preferences lie in [0, 1]")
+    total = n + 2
+    centre = (math.fsum(values) + 1.0) / total
+    variance = max(0.0, (math.fsum(value * value for value in values) + 0.75) / total - centre * centre)
+    half = Z * math.sqrt(variance / total)
+    mean = math.fsum(values) / n
+    # All wins of a few: the mean itself must not stand outside its interval.
+    return Estimate(mean, max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half)), n)
