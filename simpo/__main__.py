@@ -3,6 +3,7 @@
     python -m simpo train --model DIR --data pairs.jsonl --out runs/a --method simpo --set beta=2.5 --learning-rate 5e-7
     python -m simpo evaluate --model runs/a/final --data held_out.jsonl
     python -m simpo generate --model runs/a/final --prompt "Name three primes."
+    python -m simpo score mt-bench --judgments judgments.jsonl
 """
 
 import argparse
@@ -17,17 +18,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers.utils import logging as transformers_logging
 
 from simpo.checkpoint import newest_valid, restore, save_checkpoint
-from simpo.config import OptimConfig, TokenPolicy, TrainConfig
+from simpo.config import LoraConfig, OptimConfig, TokenPolicy, TrainConfig
 from simpo.errors import ConfigError, DataError, NonFiniteStep, SimPOError
 from simpo.evaluation.preference import PreferenceReport, preference_accuracy
 from simpo.fit import TrainState, fit
 from simpo.generate import generate
+from simpo.lora import add_lora
 from simpo.methods import METHODS, Method, method_from_dict, method_to_dict
 from simpo.model import load_model, load_tokenizer
 from simpo.objectives import objective_of
 from simpo.packing import PairStore, TokenPair, build_plan
 from simpo.records import load_preferences
 from simpo.reference import reference_of
+from simpo.score_command import add_score
 from simpo.scores import score_pairs
 from simpo.tokenize import encode_prompt, stop_token_ids, tokenize_preferences
 
@@ -59,6 +62,7 @@ def train(args: argparse.Namespace) -> None:
         token_budget=args.token_budget,
         dtype=args.dtype,
         seed=args.seed,
+        lora=_lora(args),
     )
     policy = TokenPolicy(max_length=args.max_length)
     tokenizer = load_tokenizer(args.model)
@@ -76,6 +80,8 @@ def train(args: argparse.Namespace) -> None:
     reference = None
     if method.needs_reference:
         reference = reference_of(model, plan, mismatched=objective_of(method).needs_kl_batch)
+    if config.lora is not None:
+        add_lora(model, config.lora)
     resumed = newest_valid(args.out) if args.resume else None
     state = (
         restore(resumed, model, optim, config.steps) if resumed else TrainState.fresh(model, optim, config.steps)
@@ -93,8 +99,9 @@ def train(args: argparse.Namespace) -> None:
             progress.update(task, completed=report.step, description=line)
             print(json.dumps(report.metrics()))
             if report.step % args.checkpoint_every == 0 and report.step < config.steps:
+                where = args.out / f"step-{report.step}"
                 save_checkpoint(
-                    args.out / f"step-{report.step}", model=model, tokenizer=tokenizer, state=state, manifest=recipe
+                    where, model=model, tokenizer=tokenizer, state=state, manifest=recipe, servable=config.lora is None
                 )
     save_checkpoint(args.out / "final", model=model, tokenizer=tokenizer, state=state, manifest=recipe)
     console.print(f"checkpoint: {args.out / 'final'}", highlight=False)
@@ -145,6 +152,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--steps", type=int, required=True)
     command.add_argument("--batch-pairs", type=int, default=128, help="pairs a step (default: 128, the paper's)")
     command.add_argument("--dtype", default="float32", help="float32 or bfloat16 (float32 masters either way)")
+    command.add_argument("--lora-rank", type=int, metavar="RANK", help="train adapters of this rank on a frozen model")
+    command.add_argument("--lora-alpha", type=float, help="adapters are scaled by alpha / rank (default: 32)")
+    command.add_argument("--lora-targets", metavar="NAMES", help="q_proj,v_proj ... (default: all linear layers)")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--eval-data", help="held-out preferences to report accuracy on")
     command.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS")
@@ -162,6 +172,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--max-length", type=int, default=1024, help="longest prompt in tokens")
     command.add_argument("--temperature", type=float, default=0.7, help="0 is greedy")
     command.add_argument("--seed", type=int, default=0)
+
+    add_score(commands)
     return parser
 
 
@@ -183,6 +195,16 @@ def _method(name: str, settings: Sequence[str]) -> Method:
         except ValueError:
             values[key] = text
     return method_from_dict(values)
+
+
+def _lora(args: argparse.Namespace) -> LoraConfig | None:
+    given = {"alpha": args.lora_alpha, "targets": tuple(args.lora_targets.split(",")) if args.lora_targets else None}
+    given = {key: value for key, value in given.items() if value is not None}
+    if args.lora_rank is None:
+        if given:
+            raise ConfigError("is needed with --lora-alpha and --lora-targets", "--lora-rank")
+        return None
+    return LoraConfig(rank=args.lora_rank, seed=args.seed, **given)
 
 
 def _pairs(source: str, tokenizer: Any, policy: TokenPolicy) -> list[TokenPair]:

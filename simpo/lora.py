@@ -33,8 +33,8 @@ def add_lora(model: Any, config: LoraConfig) -> "Adapter":
     does not have, and for a model that has an adapter.
     """
     if adapter_of(model) is not None:
-        raise ConfigError("the model has an adapter already: load the base anew", "lora")
-    chosen = _chosen(model, config)
+        raise ConfigError("the model has an adapter already: load the base anew", "train.lora")
+    chosen = adapted_layers(model, config)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(config.seed)
     for name, linear in chosen.items():
@@ -42,6 +42,25 @@ def add_lora(model: Any, config: LoraConfig) -> "Adapter":
         setattr(model.get_submodule(parent), leaf, LoraLinear(linear, config, generator))
     model.simpo_adapter = Adapter(model, config)
     return adapter_of(model)  # type: ignore[return-value]
+
+
+def adapted_layers(model: Any, config: LoraConfig) -> dict[str, nn.Linear]:
+    """The linear layers to adapt, by name. The head is never one: its gradient is made without autograd.
+
+    Raises ConfigError for a target that the model does not have.
+    """
+    head = model.get_output_embeddings()
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    if config.targets == "all-linear":
+        return linears
+    leaves = {name.rpartition(".")[2] for name in linears}
+    if unknown := [target for target in config.targets if target not in leaves]:
+        raise ConfigError(
+            f"the model has no linear layer named {', '.join(unknown)}: use all-linear or some of "
+            f"{', '.join(sorted(leaves))}",
+            "train.lora.targets",
+        )
+    return {name: linear for name, linear in linears.items() if name.rpartition(".")[2] in config.targets}
 
 
 def adapter_of(model: Any) -> "Adapter | None":
@@ -140,22 +159,6 @@ class Adapter:
 
     def _weights(self) -> dict[str, nn.Parameter]:
         return {name: weight for name, weight in self.model.named_parameters() if _is_adapter(name)}
-
-
-def _chosen(model: Any, config: LoraConfig) -> dict[str, nn.Linear]:
-    """The linear layers to adapt, by name. The head is never one: its gradient is made without autograd."""
-    head = model.get_output_embeddings()
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    if config.targets == "all-linear":
-        return linears
-    leaves = {name.rpartition(".")[2] for name in linears}
-    if unknown := [target for target in config.targets if target not in leaves]:
-        raise ConfigError(
-            f"the model has no linear layer named {', '.join(unknown)}: use all-linear or some of "
-            f"{', '.join(sorted(leaves))}",
-            "lora.targets",
-        )
-    return {name: linear for name, linear in linears.items() if name.rpartition(".")[2] in config.targets}
 
 
 def _is_adapter(name: str) -> bool:

@@ -38,7 +38,8 @@ def with_task_defaults(values: Mapping[str, Any], *, searches: bool) -> dict[str
         filled.setdefault("objective", "win_rate" if judged else "accuracy")
         method, space = filled.get("method", "simpo"), filled.get("space", {})
         if method in METHODS and isinstance(space, Mapping):
-            axes = default_space(str(method), small_model=small)
+            adapters = isinstance(training := filled.get("train"), Mapping) and training.get("lora") is not None
+            axes = default_space(str(method), small_model=small, adapters=adapters)
             if "gamma" in space:
                 axes.pop("gamma_beta_ratio", None)  # so that the refusal speaks of what was written
             filled["space"] = {**axes, **space}

@@ -14,6 +14,7 @@ import torch
 
 from simpo import practice
 from simpo.errors import DataError
+from simpo.lora import adapted_layers
 from simpo.model import load_model, load_tokenizer
 from simpo.objectives import OBJECTIVES
 from simpo.packing import PairStore, TokenPair, build_plan
@@ -93,6 +94,8 @@ def prepare(spec: SweepSpec, splits: Splits, directory: Path, progress: Progress
     )
     progress(0.85, "measuring the base model")
     model = load_model(base, dtype=spec.train.dtype)
+    if spec.train.lora is not None:
+        adapted_layers(model, spec.train.lora)  # a wrong name is told now, not by every trial
     if objective.needs_reference:
         reference_of(model, plan, mismatched=objective.needs_kl_batch).save(directory / "reference.safetensors")
     measured = measure_on(spec, facts, rungs, model, tokenizer, seed=spec.seed + RUNG_SEED)

@@ -19,6 +19,8 @@ Scalar = bool | int | float | str
 # The paper's learning rates are for 7B models. Models made here have under 2M weights: on the practice task the best
 # rates lie near 1e-4, and 3e-3 collapses to empty answers.
 SMALL_MODEL_LEARNING_RATE: Mapping[str, Any] = {"type": "log_float", "low": 2e-5, "high": 3e-3}
+LORA_RATE = 10
+"""How much higher the learning rates of adapters are than those of all weights."""
 
 
 class _Axis(BaseModel, ABC):
@@ -122,11 +124,18 @@ Axis = Annotated[
 """One axis: a range, a choice, or a plain value that stays constant."""
 
 
-def default_space(method: str, *, small_model: bool) -> dict[str, Any]:
-    """A method's default axes in spec form. `small_model`: the base model is one that is made here."""
+def default_space(method: str, *, small_model: bool, adapters: bool = False) -> dict[str, Any]:
+    """A method's default axes in spec form. `small_model`: the base model is one that is made here.
+
+    `adapters`: LoRA is trained, whose best learning rates are about ten times those of all weights (Schulman et al.
+    2025, "LoRA Without Regret").
+    """
     space = {key: dict(axis) for key, axis in METHODS[method].space.items()}
     if small_model:
         space["learning_rate"] = dict(SMALL_MODEL_LEARNING_RATE)
+    if adapters:
+        for bound in ("low", "high"):
+            space["learning_rate"][bound] = float(f"{LORA_RATE * space['learning_rate'][bound]:.6g}")
     return space
 
 

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from simpo.config import OptimConfig, TokenPolicy, TrainConfig
+from simpo.config import LoraConfig, OptimConfig, TokenPolicy, TrainConfig
 from simpo.errors import ConfigError
 from simpo.methods import METHODS, method_from_dict, method_to_dict
 from sweeps.constraints import parse_constraint
@@ -123,6 +123,8 @@ class Train(_Strict):
     batch_pairs: Annotated[int, Field(ge=1)] = TrainConfig.batch_pairs
     token_budget: Annotated[int, Field(ge=1)] = TrainConfig.token_budget
     dtype: Literal["float32", "bfloat16"] = TrainConfig.dtype
+    lora: LoraConfig | None = None
+    """Train adapters beside the frozen base, which all trials of a process share. Winners are served merged."""
 
 
 class Optim(_Strict):

@@ -23,6 +23,7 @@ from simpo.checkpoint import newest_valid, read_manifest, restore, save_checkpoi
 from simpo.config import OptimConfig
 from simpo.errors import NonFiniteStep, SimPOError
 from simpo.fit import TrainState, fit
+from simpo.lora import add_lora
 from simpo.methods import method_from_dict, method_to_dict
 from simpo.model import load_model, load_tokenizer
 from sweeps.budget import plan_budget
@@ -122,16 +123,22 @@ class Workbench:
         self.rungs = HeldOut.load(directory / "rungs")
         self.tokenizer = load_tokenizer(facts.base)
         self.model = load_model(facts.base, dtype=self.spec.train.dtype)
-        self._base_weights = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
+        if self.spec.train.lora is not None:
+            add_lora(self.model, self.spec.train.lora)
+        # With an adapter that is the adapter alone: all trials of this process share the frozen base.
+        self._first_weights = {
+            name: weight.detach().clone() for name, weight in self.model.named_parameters() if weight.requires_grad
+        }
         # What libraries made stays: collecting after a trial then looks at the trial's own objects, not at a million.
         gc.collect()
         gc.freeze()
 
     def fresh_model(self) -> Any:
-        """The one model of this process, with the base model's weights again."""
+        """The one model of this process, with the weights that every trial begins with."""
         with torch.no_grad():
             for name, weight in self.model.named_parameters():
-                weight.copy_(self._base_weights[name])
+                if name in self._first_weights:
+                    weight.copy_(self._first_weights[name])
                 weight.grad = None
         return self.model
 
@@ -307,6 +314,7 @@ def _keep(bench: Workbench, assignment: Assignment, state: TrainState, rungs: Ma
             model=state.model,
             tokenizer=bench.tokenizer,
             state=state if name != "final" else None,
+            servable=name == "final",
             manifest={
                 "step": state.step,
                 "trial_id": assignment.trial_id,

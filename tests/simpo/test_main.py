@@ -72,6 +72,24 @@ def test_resume_goes_on_from_the_newest_checkpoint(
     assert resumed == whole[4:]
 
 
+def test_adapters_are_trained_resumed_and_merged(
+    model_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    command = ["train", "--model", str(model_dir), "--data", str(data), "--out", str(out), "--max-length", "64"]
+    command += ["--learning-rate", "1e-2", "--batch-pairs", "8", "--steps", "6", "--checkpoint-every", "4"]
+    command += ["--lora-rank", "4", "--lora-targets", "q_proj,down_proj"]
+    assert main(command) == 0
+    whole = [json.loads(line)["loss"] for line in capsys.readouterr().out.splitlines()]
+    assert read_manifest(out / "final")["lora"]["targets"] == ["q_proj", "down_proj"]
+    assert not (out / "step-4" / "model.safetensors").exists()
+    assert main(["evaluate", "--data", str(data), "--model", str(out / "final")]) == 0
+    (out / "final" / "manifest.json").unlink()
+    capsys.readouterr()
+    assert main([*command, "--resume"]) == 0
+    assert [json.loads(line)["loss"] for line in capsys.readouterr().out.splitlines()] == whole[4:]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -83,6 +101,8 @@ def test_resume_goes_on_from_the_newest_checkpoint(
         (["--model", "/no/such/model"], "no model directory"),
         (["--data", "/no/such/file.jsonl"], "/no/such/file.jsonl"),
         (["--batch-pairs", "99"], "only 10 pairs"),
+        (["--lora-alpha", "8"], "--lora-rank: is needed"),
+        (["--lora-rank", "0"], "rank: must be a whole number of at least 1"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
