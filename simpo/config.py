@@ -19,14 +19,46 @@ class TokenPolicy:
 
     max_length: int = 1024
     """Most tokens of prompt + the longer response."""
-    truncation: Literal["drop"] = "drop"
-    """What happens to a pair over max_length: it is dropped and counted. Nothing is ever cut silently."""
+    truncation: Literal["drop", "reference", "trl"] = "drop"
+    """What happens to a pair over max_length. drop: it is left out and counted. reference (the SimPO authors' code):
+    the prompt is cut to its last max_prompt_length tokens, then both responses to their first max_length -
+    max_prompt_length. trl (TRL's CPO): each response is cut to what the prompt leaves. Every cut is counted."""
+    max_prompt_length: int | None = None
+    """What a prompt is cut to, its BOS included. truncation: reference needs it, the others refuse it. The authors:
+    1800 of 2048, 512 of 1024."""
     count_assistant_header: bool = False
     """False: the assistant header belongs to the prompt (TRL's rule). True: to the response (the authors' code)."""
+    system: Literal["keep", "empty"] = "keep"
+    """keep: conversations as they are. empty (the authors' auto_insert_empty_system_msg): one without a system turn
+    gets an empty one in front, where the chat template writes system turns. In training and in serving alike."""
+    chat_template: str | None = None
+    """Jinja text used instead of the tokenizer's own chat template; saved with every checkpoint. Never a name."""
 
     def __post_init__(self) -> None:
         at_least(self, "max_length", 8)
-        one_of(self, "truncation", ("drop",))
+        one_of(self, "truncation", ("drop", "reference", "trl"))
+        one_of(self, "system", ("keep", "empty"))
+        self._check_prompt_length()
+        if not isinstance(self.count_assistant_header, bool):
+            raise ConfigError(f"must be true or false, not {self.count_assistant_header!r}", "count_assistant_header")
+        if self.chat_template is not None and not (isinstance(self.chat_template, str) and self.chat_template.strip()):
+            raise ConfigError("must be the text of a Jinja template, or left out", "chat_template")
+
+    def _check_prompt_length(self) -> None:
+        if self.truncation != "reference":
+            if self.max_prompt_length is not None:
+                raise ConfigError(
+                    f"only truncation: reference cuts prompts, this is {self.truncation}: leave it out",
+                    "max_prompt_length",
+                )
+            return
+        if self.max_prompt_length is None:
+            raise ConfigError("is required with truncation: reference, e.g. 1800 of 2048", "max_prompt_length")
+        at_least(self, "max_prompt_length", 2)
+        if self.max_prompt_length >= self.max_length:
+            raise ConfigError(
+                f"must be below max_length {self.max_length}, so that a response keeps room", "max_prompt_length"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,13 +38,20 @@ def load_model(source: str | Path, *, dtype: str = "float32") -> Any:
     return without_dropout(model)
 
 
-def load_tokenizer(source: str | Path) -> Any:
-    """Load the tokenizer that lies beside a model; ModelError if there is none."""
+def load_tokenizer(source: str | Path, *, chat_template: str | None = None) -> Any:
+    """Load the tokenizer that lies beside a model; ModelError if there is none.
+
+    chat_template: of the token policy. It takes the place of the tokenizer's own, so that a checkpoint saved with this
+    tokenizer is rendered in the same way by every tool.
+    """
     where = _located(source, "base_model")
     try:
-        return AutoTokenizer.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError) as error:
         raise ModelError(f"no tokenizer can be read from {where!r} ({_first_line(error)})", "base_model") from error
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return tokenizer
 
 
 def check_supported(config: Any) -> None:

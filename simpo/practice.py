@@ -27,9 +27,10 @@ from simpo.errors import CheckpointError, DataError
 from simpo.fit import TrainState, fit
 from simpo.methods import SFT
 from simpo.packing import TokenPair, build_plan
+from simpo.policy_hash import policy_record
 from simpo.practice_task import Example, Split
 from simpo.records import Message, Preference
-from simpo.tokenize import stop_token_ids, tokenize_preferences
+from simpo.tokenize import tokenize_preferences
 
 LONGER_SHARE = 0.2
 """How often the chosen answer is the longer one, unless asked otherwise."""
@@ -167,8 +168,7 @@ def build_base(
         "recipe": key,
         "method": {"name": SFT.name},
         "seed": seed,
-        "tokens": dataclasses.asdict(policy),
-        "stop_token_ids": stop_token_ids(tokenizer, policy),
+        **policy_record(tokenizer, policy),
     }
     return save_checkpoint(target, model=model, tokenizer=tokenizer, manifest=manifest)
 

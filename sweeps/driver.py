@@ -213,6 +213,7 @@ class _Attempt:
             "probes": {"base": verdict.base.probes, "winner": verdict.tuned.probes},
             "pairs": facts.pairs,
             "dropped_rows": facts.dropped,
+            "truncated_rows": facts.truncated,
             "seconds": {phase: round(seconds, 3) for phase, seconds in self.clock.seconds.items()},
             "peak_memory_bytes": self.pulse.peak_memory_bytes,
         }

@@ -57,7 +57,7 @@ def read_inputs(spec: SweepSpec, directory: Path) -> Splits:
     Raises DataError, ModelError.
     """
     if spec.base_model != PRACTICE:
-        load_tokenizer(spec.base_model)
+        stop_token_ids(load_tokenizer(spec.base_model), spec.tokens)
     directory.mkdir(parents=True, exist_ok=True)
     return read_splits(spec, directory)
 
@@ -69,10 +69,10 @@ def prepare(spec: SweepSpec, splits: Splits, directory: Path, progress: Progress
     """
     with _threads(threads):
         base = _base(spec, directory, splits, progress)
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(base, chat_template=spec.tokens.chat_template)
     progress(0.8, "tokenising")
-    dropped = dict(splits.dropped)
-    train = _token_pairs(spec, splits.train, tokenizer, dropped)[0]
+    dropped, truncated = dict(splits.dropped), dict[str, int]()
+    train = _token_pairs(spec, splits.train, tokenizer, dropped, truncated)[0]
     objective = OBJECTIVES[spec.method]
     plan = build_plan(
         train,
@@ -83,13 +83,14 @@ def prepare(spec: SweepSpec, splits: Splits, directory: Path, progress: Progress
         chosen_only=objective.chosen_only,
     )
     plan.save(directory / "plan.safetensors")
-    rungs = _held_out(spec, splits.rungs, tokenizer, dropped, spec.evaluation.rung_prompts)
-    report = _held_out(spec, splits.report, tokenizer, dropped, spec.finals.prompts)
+    rungs = _held_out(spec, splits.rungs, tokenizer, dropped, truncated, spec.evaluation.rung_prompts)
+    report = _held_out(spec, splits.report, tokenizer, dropped, truncated, spec.finals.prompts)
     facts = Facts(
         spec_hash=spec_hash(spec),
         base=base,
         pairs={"train": len(train), "rungs": len(rungs.pairs), "report": len(report.pairs)},
         dropped=dropped,
+        truncated=truncated,
         stop_ids=stop_token_ids(tokenizer, spec.tokens),
     )
     progress(0.85, "measuring the base model")
@@ -102,7 +103,8 @@ def prepare(spec: SweepSpec, splits: Splits, directory: Path, progress: Progress
     replace(rungs, base_scores=measured.scores).save(directory / "rungs")
     report.save(directory / "report")
     save_facts(directory, facts)
-    progress(1.0, f"ready: {len(train)} pairs to train on, {sum(dropped.values())} rows dropped")
+    cut = f", {truncated['pairs']} cut" if truncated else ""
+    progress(1.0, f"ready: {len(train)} pairs to train on, {sum(dropped.values())} rows dropped{cut}")
     return facts
 
 
@@ -199,18 +201,24 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def _token_pairs(
-    spec: SweepSpec, rows: Sequence[Preference], tokenizer: Any, dropped: dict[str, int]
+    spec: SweepSpec, rows: Sequence[Preference], tokenizer: Any, dropped: dict[str, int], truncated: dict[str, int]
 ) -> tuple[list[TokenPair], list[Preference]]:
     tokenized = tokenize_preferences(rows, tokenizer, spec.tokens)
-    for reason, count in tokenized.dropped.items():
-        dropped[reason] = dropped.get(reason, 0) + count
+    for counts, found in ((dropped, tokenized.dropped), (truncated, tokenized.truncated)):
+        for reason, count in found.items():
+            counts[reason] = counts.get(reason, 0) + count
     return tokenized.pairs, [rows[index] for index in tokenized.rows]
 
 
 def _held_out(
-    spec: SweepSpec, rows: Sequence[Preference], tokenizer: Any, dropped: dict[str, int], num_prompts: int
+    spec: SweepSpec,
+    rows: Sequence[Preference],
+    tokenizer: Any,
+    dropped: dict[str, int],
+    truncated: dict[str, int],
+    num_prompts: int,
 ) -> HeldOut:
-    pairs, kept = _token_pairs(spec, rows, tokenizer, dropped)
+    pairs, kept = _token_pairs(spec, rows, tokenizer, dropped, truncated)
     if len(pairs) < 2:
         raise DataError("fewer than two held-out pairs are usable: give more data, or raise tokens.max_length")
     asked = list(zip(kept, pairs, strict=True))[:num_prompts]

@@ -61,6 +61,8 @@ class Facts:
     """Usable pairs by split: train, rungs, report."""
     dropped: dict[str, int]
     """Rows left out, by reason, over all splits."""
+    truncated: dict[str, int]
+    """What was cut to max_length, by a key of simpo.truncate.TRUNCATIONS, over all splits; empty when nothing was."""
     stop_ids: list[int]
     """Token ids that end an answer."""
 

@@ -35,6 +35,7 @@ def page(spec: Mapping[str, Any], facts: Mapping[str, Any], trials: Sequence[Jso
         _figures("Training", "Losses of different beta are not comparable; a falling one is.", ["loss", "margin"]),
         _leaderboard(trials, winner, metric),
         _pairs("Dropped rows", facts.get("dropped_rows") or {}, empty="No row was dropped."),
+        _pairs("Truncated rows", facts.get("truncated_rows") or {}, empty="No row was cut."),
         _pairs("Seconds by phase", {key: f"{value:.1f}" for key, value in facts["seconds"].items()}, empty=""),
         _pairs("Versions", facts.get("versions") or {}, empty=""),
         f"<details><summary>Spec</summary><pre>{escape(json.dumps(spec, indent=2))}</pre></details>",

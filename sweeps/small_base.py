@@ -23,9 +23,10 @@ from simpo.errors import CheckpointError
 from simpo.fit import TrainState, fit
 from simpo.methods import SFT
 from simpo.packing import build_plan
+from simpo.policy_hash import policy_record
 from simpo.practice import CHAT_TEMPLATE
 from simpo.records import Preference
-from simpo.tokenize import stop_token_ids, tokenize_preferences
+from simpo.tokenize import tokenize_preferences
 
 CONTROL = ("<|bos|>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>")
 
@@ -88,8 +89,7 @@ def build_small_base(
         "recipe": key,
         "method": {"name": SFT.name},
         "seed": seed,
-        "tokens": dataclasses.asdict(policy),
-        "stop_token_ids": stop_token_ids(tokenizer, policy),
+        **policy_record(tokenizer, policy),
     }
     return save_checkpoint(directory, model=model, tokenizer=tokenizer, manifest=manifest)
 

@@ -26,6 +26,7 @@ from simpo.fit import TrainState, fit
 from simpo.lora import add_lora
 from simpo.methods import method_from_dict, method_to_dict
 from simpo.model import load_model, load_tokenizer
+from simpo.policy_hash import policy_record
 from sweeps.budget import plan_budget
 from sweeps.constraints import violations
 from sweeps.prepare import RUNG_SEED, measure_on
@@ -121,7 +122,7 @@ class Workbench:
         self.plan = load_plan(directory)
         self.reference = load_reference(directory)
         self.rungs = HeldOut.load(directory / "rungs")
-        self.tokenizer = load_tokenizer(facts.base)
+        self.tokenizer = load_tokenizer(facts.base, chat_template=self.spec.tokens.chat_template)
         self.model = load_model(facts.base, dtype=self.spec.train.dtype)
         if self.spec.train.lora is not None:
             add_lora(self.model, self.spec.train.lora)
@@ -322,8 +323,7 @@ def _keep(bench: Workbench, assignment: Assignment, state: TrainState, rungs: Ma
                 "learning_rate": rate,
                 "seed": bench.spec.seed,
                 "rungs": dict(rungs),
-                "tokens": asdict(bench.spec.tokens),
-                "stop_token_ids": bench.facts.stop_ids,
+                **policy_record(bench.tokenizer, bench.spec.tokens),
                 "spec_hash": bench.facts.spec_hash,
             },
         )

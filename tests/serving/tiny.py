@@ -31,11 +31,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
+def tiny_model(seed: int = 0, *, vocab_size: int = 259, **overrides: Any) -> LlamaForCausalLM:
     """Random weights, large enough that greedy answers differ between prompts."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=259,
+        vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,

@@ -30,6 +30,17 @@ BARE = (
 )
 """No special token anywhere: the response needs EOS."""
 
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %} {{ m['content'] }}{{ eos_token }}"
+    "{% endif %}{% endfor %}"
+)
+"""Writes its own BOS; no header before an answer; refuses what does not alternate, a system turn included."""
+
+QWEN = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe helpful.<|im_end|>\n{% endif %}" + CHATML
+"""ChatML with a system turn of its own, unless there is one."""
+
 TWO_FACED = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
@@ -89,3 +100,15 @@ def gemma() -> PreTrainedTokenizerFast:
     return bytes_tokenizer(
         GEMMA, specials=("<start_of_turn>", "<end_of_turn>"), bos="<bos>", eos="<eos>", adds_bos=True
     )
+
+
+def mistral() -> PreTrainedTokenizerFast:
+    """As Mistral-Instruct's: the marks are control tokens, BOS is added by tokenizer and template."""
+    return bytes_tokenizer(MISTRAL, specials=("[INST]", "[/INST]"), adds_bos=True)
+
+
+def qwen() -> PreTrainedTokenizerFast:
+    """As Qwen2's: `chatml` with a system turn of the template's own."""
+    tokenizer = chatml()
+    tokenizer.chat_template = QWEN
+    return tokenizer

@@ -17,6 +17,7 @@ from simpo.checkpoint import MANIFEST, read_manifest
 from simpo.config import TokenPolicy
 from simpo.errors import CheckpointError
 from simpo.model import load_model, load_tokenizer
+from simpo.policy_hash import honoured_policy
 from simpo.records import Message
 from simpo.tokenize import encode_prompt, stop_token_ids
 
@@ -42,13 +43,16 @@ class TransformersEngine:
         """Load a checkpoint, every file checked against its manifest; or a base model from elsewhere, which has none.
 
         Raises:
-            CheckpointError: a file that is missing, altered or unknown to the manifest; a pickle; no directory.
+            CheckpointError: a file that is missing, altered or unknown to the manifest; a pickle; no directory; a token
+                policy that cannot be honoured.
             ModelError: the architecture is unknown, or the files are no model.
         """
-        policy = _checked(Path(directory))
+        manifest = _checked(Path(directory))
+        tokenizer = load_tokenizer(directory)
+        policy = honoured_policy(manifest, tokenizer)
         model = load_model(directory, dtype=dtype)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model, load_tokenizer(directory), policy, max_batch=max_batch)
+        return cls(model, tokenizer, policy, max_batch=max_batch)
 
     @property
     def context_length(self) -> int:
@@ -105,8 +109,8 @@ class TransformersEngine:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def _checked(directory: Path) -> TokenPolicy:
-    """The policy it was trained with, after refusing what must not be loaded."""
+def _checked(directory: Path) -> dict[str, Any]:
+    """The manifest ({} without one), after refusing what must not be loaded."""
     if not directory.is_dir():
         raise CheckpointError(f"there is no directory {directory}: its sweep may have been deleted; deploy another one")
     # Our writer renames a directory into place when its manifest is in it, so without one it is not ours.
@@ -114,7 +118,4 @@ def _checked(directory: Path) -> TokenPolicy:
     pickles = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLES)
     if pickles:
         raise CheckpointError(f"{directory} holds {', '.join(pickles)}: pickles are code; keep safetensors only")
-    try:
-        return TokenPolicy(**manifest.get("tokens", {}))
-    except TypeError as error:
-        raise CheckpointError(f"{directory / MANIFEST}: tokens: {error}; it was written by another version") from error
+    return manifest
