@@ -49,14 +49,19 @@ def read_rows(source: str) -> Iterator[Row]:
     stem, colon, split = source.rpartition(":")
     if colon and Path(stem).expanduser().is_dir():
         return _directory_rows(Path(stem).expanduser(), split, source)
-    hub = _hub_id(source)
+    hub = hub_id(source)
     if hub is None:
         raise DataError(f"there is no such file or directory (looked for {path.absolute()}): give {FORMATS}", source)
     return hub_rows(*hub)
 
 
-def hub_rows(name: str, split: str, load: Callable[..., Any] | None = None) -> Iterator[Row]:
-    """The rows of a data set on the hub; `load` stands in for `datasets.load_dataset` where given."""
+def hub_rows(
+    name: str, split: str, load: Callable[..., Any] | None = None, *, preferences: bool = True
+) -> Iterator[Row]:
+    """The rows of a data set on the hub; `load` stands in for `datasets.load_dataset` where given.
+
+    preferences: read `COLUMNS` and ask for them. Otherwise all columns are read, whatever they are.
+    """
     if load is None:
         from datasets import load_dataset  # noqa: PLC0415  # lazy: datasets takes a second to import
 
@@ -69,10 +74,12 @@ def hub_rows(name: str, split: str, load: Callable[..., Any] | None = None) -> I
             "split and the network, or download it and give a local path",
             name,
         ) from error
+    if not preferences:
+        return (Row(number, values) for number, values in enumerate(dataset, start=1))
     return _dataset_rows(dataset, f"{name}:{split}")
 
 
-def _hub_id(source: str) -> tuple[str, str] | None:
+def hub_id(source: str) -> tuple[str, str] | None:
     """(name, split) if the source cannot be meant as a local path, else None."""
     match = _HUB_ID.fullmatch(source)
     if match is None or _LOCAL_SUFFIX.search(source) or Path(source.split("/", 1)[0]).exists():
