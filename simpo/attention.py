@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from simpo.errors import ModelError
+from simpo.attention_windows import WindowTile, window_tiles, windowed_attention
 from simpo.packing import MicroBatch, Segment
 
 PAIR = "simpo_pair"
@@ -60,12 +60,20 @@ class PairLayout:
 
     def __init__(self, segments: tuple[Segment, ...], device: torch.device) -> None:
         self.longest = max(s.prompt + max(s.chosen, s.rejected) for s in segments)
+        self._segments, self._device = segments, device
+        self._windowed: dict[int | None, list[WindowTile]] = {}
         self.blocks = [block for group in _groups(segments) for block in _blocks(group, device)]
 
     @classmethod
     def of(cls, batch: MicroBatch, device: torch.device) -> "PairLayout":
         """The layout of a micro-batch."""
         return cls(batch.segments, device)
+
+    def windowed(self, window: int | None) -> list[WindowTile]:
+        """The tiles of layers with a sliding window or a soft cap, made when the first such layer asks."""
+        if window not in self._windowed:
+            self._windowed[window] = window_tiles(self._segments, window, self._device)
+        return self._windowed[window]
 
 
 def pair_attention(
@@ -77,18 +85,17 @@ def pair_attention(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     pair_layout: PairLayout | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention over a packed row: query (1, heads, T, d), key and value (1, kv heads, T, d) -> (1, T, heads, d)."""
     assert pair_layout is not None and query.shape[0] == 1, "pair attention needs a packed row and its layout"
-    if sliding_window is not None and pair_layout.longest > sliding_window:
-        raise ModelError(
-            f"a pair of {pair_layout.longest} tokens exceeds the model's sliding window: set it to at most "
-            f"{sliding_window}",
-            "tokens.max_length",
-        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window = sliding_window if sliding_window is not None and pair_layout.longest > sliding_window else None
+    if window is not None or softcap is not None:
+        tiles = pair_layout.windowed(window)
+        return windowed_attention(query[0], key[0], value[0], tiles, scale, softcap)[None], None
     outputs = [
         _attend(block, query[0, :, block.queries], _rows(key[0], block.keys), _rows(value[0], block.keys), scale)
         for block in pair_layout.blocks

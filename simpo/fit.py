@@ -26,7 +26,7 @@ from simpo.objectives import Loss, loss_and_sum_gradients, objective_of
 from simpo.optim import adamw, learning_rate
 from simpo.packing import MicroBatch, PackedPlan
 from simpo.reference import Reference
-from simpo.scores import head_sums, head_with_gradient, hidden_rows, scores_of
+from simpo.scores import head_sums, head_with_gradient, hidden_rows, scores_of, softcap_of
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,9 @@ def accumulate(state: TrainState, batch: MicroBatch, step: StepContext) -> tuple
 
     with torch.no_grad():
         grad_head_Vh = torch.zeros_like(head, dtype=torch.float32) if head.requires_grad else None
-        sums_2B, grad_Sh = head_with_gradient(hidden_Sh.detach(), head, batch, coefficients, grad_head_Vh)
+        sums_2B, grad_Sh = head_with_gradient(
+            hidden_Sh.detach(), head, batch, coefficients, grad_head_Vh, softcap=softcap_of(model)
+        )
     hidden_Sh.backward(grad_Sh)  # type: ignore[no-untyped-call]
     _collect(state, head, grad_head_Vh)
     merged = Loss(*(torch.cat(parts) for parts in zip(*map(_fields, losses), strict=True)))
@@ -205,7 +207,7 @@ def _kl_estimate(
     head = state.model.get_output_embeddings().weight
     total = torch.zeros(1, dtype=torch.float64)
     for batch in store.evaluation_batches(plan.token_budget)[rank::world_size]:
-        sums_2B = head_sums(hidden_rows(state.model, batch), head, batch).cpu()
+        sums_2B = head_sums(hidden_rows(state.model, batch), head, batch, softcap=softcap_of(state.model)).cpu()
         reference_2B = reference.mismatched_SB2[state.step][list(batch.pair_ids)].reshape(-1)
         total += (sums_2B - reference_2B).double().sum()
     if world_size > 1:

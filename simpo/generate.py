@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import torch
 
+from simpo.model import plain_attention
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -92,7 +94,7 @@ def _devices(model: Any) -> list[torch.device]:
 def _plain_attention(model: Any) -> Iterator[None]:
     """Generation needs ordinary causal attention with a cache; put the training attention back afterwards."""
     before, training = model.config._attn_implementation, model.training
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(plain_attention(model.config))
     model.eval()
     try:
         yield

@@ -1,5 +1,6 @@
 """Load a policy and its tokenizer, ready for packed training; refuse by name what the packed step cannot compute."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from simpo.attention import PAIR, register_pair_attention
 from simpo.errors import ModelError
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
-"""Architectures whose forward is: embedding, pre-norm layers, final norm, plain linear head."""
+SUPPORTED: Mapping[str, tuple[str, ...]] = {
+    "llama": (),
+    "mistral": (),
+    "qwen2": (),
+    "qwen3": (),
+    "gemma2": ("final_logit_softcapping", "attn_logit_softcapping"),
+    "gemma3_text": ("final_logit_softcapping",),
+}
+"""Architecture -> terms of its config beyond embedding, layers, norm and linear head that its forward has, and ours."""
+
+_TERMS = ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling")
+_GROWING_ROPE = ("dynamic", "longrope")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -56,13 +67,29 @@ def load_tokenizer(source: str | Path, *, chat_template: str | None = None) -> A
 
 def check_supported(config: Any) -> None:
     """Refuse a config whose forward is not what the packed step computes; the message names what is missing."""
-    if config.model_type not in SUPPORTED:
+    name = config.model_type
+    if name == "gemma3":
+        raise ModelError("this Gemma 3 reads images too: give its text part, saved as Gemma3ForCausalLM", "base_model")
+    if name not in SUPPORTED:
         raise ModelError(
-            f"architecture {config.model_type!r} is not supported yet: use one of {', '.join(SUPPORTED)}", "base_model"
+            f"architecture {name!r} is not supported yet: use one of {', '.join(SUPPORTED)}", "base_model"
         )
-    for term in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(config, term, None):
+    for term in _TERMS:
+        if getattr(config, term, None) and term not in SUPPORTED[name]:
             raise ModelError(f"the model's config sets {term}, which the packed step does not compute", "base_model")
+    if getattr(config, "use_bidirectional_attention", None):
+        raise ModelError("the model attends in both directions: only causal models can be trained", "base_model")
+    if growing := sorted(_rope_types(config) & {*_GROWING_ROPE}):
+        raise ModelError(
+            f"rotary positions of type {growing[0]} depend on the longest sequence of a batch, so that packing would "
+            "change them: use a model with another type",
+            "base_model",
+        )
+
+
+def plain_attention(config: Any) -> str:
+    """transformers' own attention for generation: sdpa, or eager for a soft cap, which sdpa cannot compute."""
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
 
 
 def without_dropout(model: Any) -> Any:
@@ -78,6 +105,13 @@ def without_dropout(model: Any) -> Any:
 def num_parameters(model: nn.Module) -> int:
     """Parameters, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Kinds of rotary positions in use; the config holds one set of settings, or one for each kind of layer."""
+    settings = getattr(config, "rope_parameters", None) or {}
+    several = [value for value in settings.values() if isinstance(value, Mapping)] or [settings]
+    return {str(one.get("rope_type", "default")) for one in several}
 
 
 def _located(source: str | Path, field: str) -> str:

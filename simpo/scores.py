@@ -74,25 +74,40 @@ def hidden_rows(model: Any, batch: MicroBatch) -> Tensor:
     return rows
 
 
-def head_sums(hidden_Sh: Tensor, weight_Vh: Tensor, batch: MicroBatch) -> Tensor:
+def softcap_of(model: Any) -> float | None:
+    """The soft cap of the model's logits, which is not part of its head's weight; None for most models."""
+    softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+    return softcap
+
+
+def head_sums(
+    hidden_Sh: Tensor, weight_Vh: Tensor, batch: MicroBatch, *, softcap: float | None = None
+) -> Tensor:
     """Summed log-probability of each response, shape 2B (chosen, rejected in turn), float32, without a gradient."""
     sums_2B = torch.zeros(2 * batch.num_pairs, dtype=torch.float32, device=hidden_Sh.device)
     for tile in tiles(batch):
         rows = slice(tile.first_row, tile.end_row)
         logits_SV = hidden_Sh[rows] @ weight_Vh.t()
-        _, logp_S = _log_probabilities(logits_SV, batch.target_S[rows])
+        _, logp_S = _log_probabilities(logits_SV, batch.target_S[rows], softcap)
         sums_2B.index_add_(0, batch.owner_S[rows], logp_S)
     return sums_2B
 
 
 def head_with_gradient(
-    hidden_Sh: Tensor, weight_Vh: Tensor, batch: MicroBatch, coefficients: Coefficients, grad_weight_Vh: Tensor | None
+    hidden_Sh: Tensor,
+    weight_Vh: Tensor,
+    batch: MicroBatch,
+    coefficients: Coefficients,
+    grad_weight_Vh: Tensor | None,
+    *,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sums of the responses and the loss's gradient by the hidden rows, in one pass over the vocabulary.
 
     Possible because the objectives are separable over pairs: once a pair's two sums are known, so is the coefficient
     dLoss/dlogp of each of its tokens (equal to dLoss/dS of its response), and the softmax's gradient follows from
-    logits that are still at hand: dLoss/dlogit_tv = coefficient_t * ([v = target_t] - softmax_tv).
+    logits that are still at hand: dLoss/dlogit_tv = coefficient_t * ([v = target_t] - softmax_tv), times the slope
+    1 - tanh^2(logit_tv / softcap) where the model has a soft cap.
 
     Returns (sums_2B float32, gradient of shape (S, h)). `grad_weight_Vh` (float32) collects the head's own gradient,
     or is None when the head is frozen. No autograd graph is made.
@@ -103,10 +118,10 @@ def head_with_gradient(
         rows, sides = slice(tile.first_row, tile.end_row), slice(2 * tile.pairs[0], 2 * tile.pairs[-1] + 2)
         hidden, target, owner = hidden_Sh[rows], batch.target_S[rows], batch.owner_S[rows]
         logits_SV = hidden @ weight_Vh.t()
-        lse_S, logp_S = _log_probabilities(logits_SV, target)
+        lse_S, logp_S = _log_probabilities(logits_SV, target, softcap)
         sums_2B.index_add_(0, owner, logp_S)
         coefficient_S = coefficients(sums_2B[sides], tile.pairs)[owner - sides.start]
-        dlogits_SV = _softmax_gradient_(logits_SV, lse_S, target, coefficient_S)
+        dlogits_SV = _softmax_gradient_(logits_SV, lse_S, target, coefficient_S, softcap)
         torch.mm(dlogits_SV, weight_Vh, out=grad_Sh[rows])
         if grad_weight_Vh is not None:
             if dlogits_SV.dtype == grad_weight_Vh.dtype:
@@ -167,7 +182,8 @@ def score_pairs(model: Any, batches: Sequence[MicroBatch]) -> Scores:
     lengths_N2 = torch.zeros(num_pairs, 2, dtype=torch.float32)
     for batch in batches:
         ids = torch.tensor(batch.pair_ids)
-        sums_2B = head_sums(hidden_rows(model, batch), model.get_output_embeddings().weight, batch)
+        head = model.get_output_embeddings().weight
+        sums_2B = head_sums(hidden_rows(model, batch), head, batch, softcap=softcap_of(model))
         sums_N2[ids] = sums_2B.view(-1, 2).cpu()
         lengths_N2[ids] = batch.lengths_2B.view(-1, 2).float().cpu()
     return Scores(
@@ -179,23 +195,37 @@ def score_pairs(model: Any, batches: Sequence[MicroBatch]) -> Scores:
     )
 
 
-def _log_probabilities(logits_SV: Tensor, target_S: Tensor) -> tuple[Tensor, Tensor]:
+def _log_probabilities(logits_SV: Tensor, target_S: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
     """(log-sum-exp, log-probability of the target), both float32 of shape S.
 
     The upcast matters: log-softmax in bfloat16 shifts an average by -0.017, that is 0.17 in reward at beta 10.
     """
-    lse_S = torch.cat([torch.logsumexp(chunk.float(), dim=-1) for chunk in torch.split(logits_SV, SOFTMAX_ROWS)])
-    target_logit_S = logits_SV.gather(1, target_S[:, None])[:, 0].float()
+    chunks = torch.split(logits_SV, SOFTMAX_ROWS)
+    lse_S = torch.cat([torch.logsumexp(_capped(chunk.float(), softcap), dim=-1) for chunk in chunks])
+    target_logit_S = _capped(logits_SV.gather(1, target_S[:, None])[:, 0].float(), softcap)
     return lse_S, target_logit_S - lse_S
 
 
-def _softmax_gradient_(logits_SV: Tensor, lse_S: Tensor, target_S: Tensor, coefficient_S: Tensor) -> Tensor:
-    """Overwrite logits with coefficient_t * ([v = target_t] - softmax_tv), computed in float32."""
+def _softmax_gradient_(
+    logits_SV: Tensor, lse_S: Tensor, target_S: Tensor, coefficient_S: Tensor, softcap: float | None
+) -> Tensor:
+    """Overwrite logits with coefficient_t * ([v = target_t] - softmax_tv) * slope_tv, computed in float32."""
     for first in range(0, len(lse_S), SOFTMAX_ROWS):
         rows = slice(first, first + SOFTMAX_ROWS)
         chunk = logits_SV[rows].float()  # the buffer itself when the logits are float32
+        bent = None
+        if softcap is not None:
+            bent = torch.tanh(chunk / softcap)
+            torch.mul(bent, softcap, out=chunk)
         chunk.sub_(lse_S[rows, None]).exp_().mul_(-coefficient_S[rows, None])
         chunk.scatter_add_(1, target_S[rows, None], coefficient_S[rows, None])
+        if bent is not None:
+            chunk.mul_(1 - bent * bent)
         if chunk.dtype != logits_SV.dtype:
             logits_SV[rows] = chunk
     return logits_SV
+
+
+def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """cap * tanh(logits / cap), Gemma-2's soft cap of the head (arXiv 2408.00118, section 2)."""
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap

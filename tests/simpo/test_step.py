@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
-from simpo.attention import PairLayout, pair_attention
+from simpo.attention import PairLayout
 from simpo.checkpoint import restore, save_checkpoint
 from simpo.config import OptimConfig
-from simpo.errors import ConfigError, DataError, ModelError, NonFiniteStep
+from simpo.errors import ConfigError, DataError, NonFiniteStep
 from simpo.fit import StepContext, TrainState, accumulate, fit
 from simpo.methods import DPO, KTO, METHODS, SFT, SimPO, method_from_dict
 from simpo.optim import learning_rate
@@ -90,17 +90,6 @@ def test_every_way_to_compute_a_pair_gives_the_same_gradients(
     assert loss.per_pair_B.item() == pytest.approx(expected.item(), rel=5e-6)
     for (name, ours), (_, theirs) in zip(packed.named_parameters(), plain.named_parameters(), strict=True):
         assert (ours.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm(), name
-
-
-def test_a_pair_beyond_the_sliding_window_is_refused(tiny_model: Build) -> None:
-    batch = PairStore.of([TokenPair([3] * 5, [4] * 6, [5] * 3)]).micro_batch([0])
-    query = torch.zeros(1, 4, batch.num_tokens, 8)
-    layout = PairLayout.of(batch, torch.device("cpu"))
-    with pytest.raises(ModelError, match="at most 10"):
-        pair_attention(tiny_model(), query, query, query, None, sliding_window=10, pair_layout=layout)
-    assert pair_attention(tiny_model(), query, query, query, None, sliding_window=11, pair_layout=layout)[0].shape == (
-        1, batch.num_tokens, 4, 8,
-    )  # fmt: skip
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

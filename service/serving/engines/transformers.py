@@ -16,7 +16,7 @@ from service.serving.engines.batching import Decoder, Request
 from simpo.checkpoint import MANIFEST, read_manifest
 from simpo.config import TokenPolicy
 from simpo.errors import CheckpointError
-from simpo.model import load_model, load_tokenizer
+from simpo.model import load_model, load_tokenizer, plain_attention
 from simpo.policy_hash import honoured_policy
 from simpo.records import Message
 from simpo.tokenize import encode_prompt, stop_token_ids
@@ -30,7 +30,7 @@ class TransformersEngine:
     def __init__(self, model: Any, tokenizer: Any, policy: TokenPolicy, *, max_batch: int = 32) -> None:
         """Take a loaded model. `policy` is the one it was trained with; `max_batch` requests are decoded together."""
         self._model = model.eval()
-        self._model.set_attn_implementation("sdpa")
+        self._model.set_attn_implementation(plain_attention(self._model.config))
         self._tokenizer = tokenizer
         # max_length bounds what was trained on; what may be asked is bounded by the model's context alone.
         self._policy = replace(policy, max_length=sys.maxsize)
