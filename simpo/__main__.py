@@ -24,6 +24,7 @@ from simpo.evaluation.preference import PreferenceReport, preference_accuracy
 from simpo.fit import TrainState, fit
 from simpo.generate import generate
 from simpo.lora import add_lora
+from simpo.memory import apply_checkpointing
 from simpo.methods import METHODS, Method, method_from_dict, method_to_dict
 from simpo.model import load_model, load_tokenizer
 from simpo.objectives import objective_of
@@ -63,6 +64,7 @@ def train(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         seed=args.seed,
         lora=_lora(args),
+        checkpointing=args.checkpointing,
     )
     policy = TokenPolicy(max_length=args.max_length)
     tokenizer = load_tokenizer(args.model)
@@ -82,6 +84,7 @@ def train(args: argparse.Namespace) -> None:
         reference = reference_of(model, plan, mismatched=objective_of(method).needs_kl_batch)
     if config.lora is not None:
         add_lora(model, config.lora)
+    apply_checkpointing(model, plan, config.checkpointing)
     resumed = newest_valid(args.out) if args.resume else None
     state = (
         restore(resumed, model, optim, config.steps) if resumed else TrainState.fresh(model, optim, config.steps)
@@ -152,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--steps", type=int, required=True)
     command.add_argument("--batch-pairs", type=int, default=128, help="pairs a step (default: 128, the paper's)")
     command.add_argument("--dtype", default="float32", help="float32 or bfloat16 (float32 masters either way)")
+    command.add_argument("--checkpointing", default="off", help="off, on, or auto: only when memory asks for it")
     command.add_argument("--lora-rank", type=int, metavar="RANK", help="train adapters of this rank on a frozen model")
     command.add_argument("--lora-alpha", type=float, help="adapters are scaled by alpha / rank (default: 32)")
     command.add_argument("--lora-targets", metavar="NAMES", help="q_proj,v_proj ... (default: all linear layers)")

@@ -145,10 +145,14 @@ class TrainConfig:
     """Order of the pairs and every random choice of training."""
     lora: LoraConfig | None = None
     """Adapters to train on the frozen model; None: train every weight."""
+    checkpointing: Literal["off", "on", "auto"] = "off"
+    """Compute each layer's forward again in the backward instead of keeping it: a third more work, the same gradients.
+    auto: only when an estimate of what would be kept exceeds the free memory (simpo/memory.py)."""
 
     def __post_init__(self) -> None:
         at_least(self, "steps", 1)
         at_least(self, "batch_pairs", 1)
         at_least(self, "token_budget", 1)
         one_of(self, "dtype", ("float32", "bfloat16"))
+        one_of(self, "checkpointing", ("off", "on", "auto"))
         at_least(self, "seed", 0)

@@ -125,6 +125,7 @@ class Train(_Strict):
     dtype: Literal["float32", "bfloat16"] = TrainConfig.dtype
     lora: LoraConfig | None = None
     """Train adapters beside the frozen base, which all trials of a process share. Winners are served merged."""
+    checkpointing: Literal["off", "on", "auto"] = TrainConfig.checkpointing
 
 
 class Optim(_Strict):

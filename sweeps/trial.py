@@ -24,6 +24,7 @@ from simpo.config import OptimConfig
 from simpo.errors import NonFiniteStep, SimPOError
 from simpo.fit import TrainState, fit
 from simpo.lora import add_lora
+from simpo.memory import apply_checkpointing
 from simpo.methods import method_from_dict, method_to_dict
 from simpo.model import load_model, load_tokenizer
 from simpo.policy_hash import policy_record
@@ -235,6 +236,7 @@ def _begin(bench: Workbench, assignment: Assignment) -> tuple[TrainState, dict[i
     torch.manual_seed(spec.seed)
     optim = OptimConfig(learning_rate=float(assignment.params["learning_rate"]), **spec.optim.model_dump())
     model = bench.fresh_model()
+    apply_checkpointing(model, bench.plan, spec.train.checkpointing)
     found = [newest_valid(parent) for parent in (assignment.directory, *assignment.resume)]
     rungs = sorted((path.name, path) for path in found if path is not None and path.name.startswith("rung-"))
     if rungs:

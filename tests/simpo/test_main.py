@@ -78,7 +78,7 @@ def test_adapters_are_trained_resumed_and_merged(
     out = tmp_path / "run"
     command = ["train", "--model", str(model_dir), "--data", str(data), "--out", str(out), "--max-length", "64"]
     command += ["--learning-rate", "1e-2", "--batch-pairs", "8", "--steps", "6", "--checkpoint-every", "4"]
-    command += ["--lora-rank", "4", "--lora-targets", "q_proj,down_proj"]
+    command += ["--lora-rank", "4", "--lora-targets", "q_proj,down_proj", "--checkpointing", "on"]
     assert main(command) == 0
     whole = [json.loads(line)["loss"] for line in capsys.readouterr().out.splitlines()]
     assert read_manifest(out / "final")["lora"]["targets"] == ["q_proj", "down_proj"]

@@ -16,7 +16,8 @@ from sweeps.spec import SweepSpec, parse_spec
 from sweeps.trial import Assignment, Update, Workbench, train_trial
 from tests.sweeps.tiny import tiny_base, tiny_spec
 
-LORA = {"train": {"batch_pairs": 8, "token_budget": 1024, "lora": {"rank": 4, "targets": ["q_proj", "up_proj"]}}}
+TRAIN = {"batch_pairs": 8, "token_budget": 1024, "checkpointing": "auto"}
+LORA = {"train": {**TRAIN, "lora": {"rank": 4, "targets": ["q_proj", "up_proj"]}}}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,85 @@
+"""Gradient checkpointing, when memory asks for it: what the forward keeps for the backward, and what is free.
+
+Checkpointing keeps a layer's input alone and runs its forward again in the backward: the same gradients, a third more
+work. So it is off unless asked for, or unless (`auto`) the estimate below exceeds what is free.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from simpo.packing import PackedPlan
+
+USABLE = 0.8
+"""Share of the free memory that activations may take; the rest is for the head's tile and what the estimate misses."""
+BYTES_PER_TRAINED = 12
+"""Of gradient and two moments, all float32, that the first optimiser step allocates for each trained weight."""
+
+
+def apply_checkpointing(model: Any, plan: PackedPlan, mode: Literal["off", "on", "auto"]) -> bool:
+    """Switch the model's layers to checkpointing or back, for every later forward; True when it is on.
+
+    auto: on when the plan's largest micro-batch would keep more than USABLE of the free memory, less what the first
+    optimiser step is going to allocate. Off where the free memory is unknown.
+    """
+    on = mode == "on"
+    if mode == "auto":
+        free = free_bytes(model.device)
+        trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        on = free is not None and activation_bytes(model, plan) > USABLE * (free - BYTES_PER_TRAINED * trained)
+    # No dropout, so there is no random state to keep. The attributes are transformers' own switch, by which its layers
+    # know; the method that sets them changed its name between 5.17 and 5.23.
+    for layer in model.get_decoder().layers:
+        layer.gradient_checkpointing = on
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    return on
+
+
+def activation_bytes(model: Any, plan: PackedPlan) -> float:
+    """Estimate of what the largest micro-batch's forward keeps: unique tokens times `activation_bytes_per_token`."""
+    totals_N = plan.pairs.lengths_N3.sum(axis=1)
+    largest = min(max(plan.token_budget, int(totals_N.max())), int(totals_N[plan.order_SB].sum(axis=1).max()))
+    # The keys that a token sees, averaged over tokens: a causal half of its own pair.
+    keys = float((totals_N.astype(float) ** 2).sum() / totals_N.sum()) / 2
+    # The explicit products of a soft cap make their scores again in the backward, as fused kernels do.
+    fused = model.device.type != "cpu" or bool(getattr(model.config, "attn_logit_softcapping", None))
+    return largest * activation_bytes_per_token(model.config, keys, model.dtype.itemsize, fused=fused)
+
+
+def activation_bytes_per_token(config: Any, keys: float, itemsize: int, *, fused: bool) -> float:
+    """Bytes that all layers keep for one token, without checkpointing.
+
+    Of one layer, with h the width, i the inner width of the MLP, q and k the widths of all query and key heads, s bytes
+    of a number: two norms keep their float32 input and, for the linear layers, their output (2 (4h + 2sh)); attention
+    its q, k, v and output (s (2q + 2k)), and its probabilities unless a fused kernel makes them again (s heads keys);
+    the MLP gate, silu(gate), up and their product (4si). Gemma's two further norms and norms of heads are left out:
+    they are a few per cent.
+    """
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    query, key = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+    norms = 2 * (4 + 2 * itemsize) * config.hidden_size
+    attention = itemsize * (2 * query + 2 * key)
+    probabilities = 0.0 if fused else itemsize * config.num_attention_heads * keys
+    mlp = 4 * itemsize * config.intermediate_size
+    return float(config.num_hidden_layers * (norms + attention + probabilities + mlp))
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device; None where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(_free_on_host(), default=None)
+
+
+def _free_on_host(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """What the machine has, and what this container may still take (Linux, control groups version 2)."""
+    if proc.exists():
+        lines = (line.split() for line in proc.read_text().splitlines())
+        yield from (1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:")
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        yield max(0, int(text) - int(used.read_text()))
