@@ -17,23 +17,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils import logging as transformers_logging
 
+from simpo.answers import answer_prompts
 from simpo.checkpoint import newest_valid, restore, save_checkpoint
 from simpo.config import LoraConfig, OptimConfig, TokenPolicy, TrainConfig
 from simpo.errors import ConfigError, DataError, NonFiniteStep, SimPOError
-from simpo.evaluation.preference import PreferenceReport, preference_accuracy
+from simpo.evaluation.preference import PreferenceReport, preference_accuracy, preference_by_length
 from simpo.fit import TrainState, fit
-from simpo.generate import generate
 from simpo.lora import add_lora
 from simpo.memory import apply_checkpointing
 from simpo.methods import METHODS, Method, method_from_dict, method_to_dict
 from simpo.model import load_model, load_tokenizer
 from simpo.objectives import objective_of
 from simpo.packing import PairStore, TokenPair, build_plan
+from simpo.prompts import EvaluationPrompt, load_prompts
 from simpo.records import load_preferences
 from simpo.reference import reference_of
 from simpo.score_command import add_score
 from simpo.scores import score_pairs
-from simpo.tokenize import encode_prompt, stop_token_ids, tokenize_preferences
+from simpo.tokenize import tokenize_preferences
 
 console = Console(stderr=True)
 
@@ -113,29 +114,35 @@ def train(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Held-out preference accuracy of a model, with a 95 % interval."""
+    """Held-out preference accuracy of a model, in all and by which response is the longer, with 95 % intervals."""
     tokenizer = load_tokenizer(args.model)
     pairs = _pairs(args.data, tokenizer, TokenPolicy(max_length=args.max_length))
-    report = _accuracy(load_model(args.model), pairs, args.token_budget)
-    print(json.dumps({"accuracy": report.accuracy.as_dict(), "margin": report.margin.as_dict()}))
+    scores = score_pairs(load_model(args.model), PairStore.of(pairs).evaluation_batches(args.token_budget))
+    report = preference_accuracy(scores)
+    print(json.dumps({**report.as_dict(), "by_length": preference_by_length(scores).as_dict()}))
     _print_accuracy(report)
 
 
 def answer(args: argparse.Namespace) -> None:
-    """Answer prompts given on the command line, one JSON object each."""
+    """Answer prompts given on the command line or in a file, one JSON object each."""
+    given = [EvaluationPrompt(id=str(number), turns=(text,)) for number, text in enumerate(args.prompt, start=1)]
+    prompts = [*given, *(load_prompts(args.prompts) if args.prompts else ())]
+    if not prompts:
+        raise ConfigError("there is nothing to answer: give a prompt, or a file of them as --prompts", "--prompt")
     tokenizer, policy = load_tokenizer(args.model), TokenPolicy(max_length=args.max_length)
-    turns = [[{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt for prompt in args.prompt]
-    answers = generate(
+    answers = answer_prompts(
         load_model(args.model),
         tokenizer,
-        [encode_prompt(turn, tokenizer, policy) for turn in turns],
+        prompts,
+        policy,
         max_new_tokens=args.max_new_tokens,
-        stop_ids=stop_token_ids(tokenizer, policy),
         temperature=args.temperature,
         seed=args.seed,
     )
-    for prompt, given in zip(args.prompt, answers, strict=True):
-        print(json.dumps({"prompt": prompt, "answer": given.text, "finish_reason": given.finish_reason}))
+    for prompt, turns in zip(prompts, answers, strict=True):
+        last = turns[-1]
+        row = {"id": prompt.id, "prompt": prompt.turns[-1], "answer": last.text, "finish_reason": last.finish_reason}
+        print(json.dumps(row if len(turns) == 1 else {**row, "answers": [turn.text for turn in turns]}))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -171,7 +178,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("generate", help="answer prompts", description=answer.__doc__)
     command.set_defaults(run=answer)
     command.add_argument("--model", required=True, help="directory or hub id")
-    command.add_argument("--prompt", action="append", required=True, help="repeatable")
+    command.add_argument("--prompt", action="append", default=[], help="repeatable")
+    command.add_argument("--prompts", metavar="SOURCE", help="file or hub id of prompts or questions")
     command.add_argument("--max-new-tokens", type=int, default=256)
     command.add_argument("--max-length", type=int, default=1024, help="longest prompt in tokens")
     command.add_argument("--temperature", type=float, default=0.7, help="0 is greedy")

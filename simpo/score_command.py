@@ -47,7 +47,8 @@ or the judge's own rows, whose labels are read here ([[A>>B]], [[A>B]], [[A=B]],
 Style file, one row an answer: model, question_id, token_len, header_count, list_count, bold_count.
 
 Per model: score (percent of battles against the baseline, the baseline's own is 50), low, high, n (weighted battles),
-missing; with --style also style_score, style_low, style_high: the same at equal style."""
+missing; with --style also style_score, style_low, style_high: the same at the battles' average difference in style, as
+the official code fits it. Those compare models of one file with each other."""
 
 MT_BENCH = """MT-Bench: mean ratings of two turns, strictly read.
 
@@ -91,7 +92,7 @@ def add_score(commands: Any) -> None:
     command = _benchmark(benchmarks, "arena", "Bradley-Terry scores against a baseline", ARENA, _arena)
     command.add_argument("--battles", required=True, metavar="FILE", help="battles, or a judge's own rows")
     command.add_argument("--baseline", metavar="MODEL", help="default: the model all others were judged against")
-    command.add_argument("--style", metavar="FILE", help="style counts of every answer: adds scores at equal style")
+    command.add_argument("--style", metavar="FILE", help="style counts of every answer: adds style-controlled scores")
     command.add_argument(
         "--control", choices=sorted(STYLE_CONTROLS), help="with --style, what is held equal (default: style)"
     )
@@ -131,11 +132,17 @@ def _show(benchmark: str, scores: Scores, as_json: bool) -> None:
     console = Console()
     if as_json:
         console.out(json.dumps(scores, indent=2, ensure_ascii=False), highlight=False)
-    else:  # a pipe has no width: names must not be cut there
-        console.print(shown(benchmark, scores), width=None if console.is_terminal else 200)
+        return
+    table = shown(benchmark, scores)
+    if not console.is_terminal:  # a pipe has no width: names must not be broken there
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table)
 
 
 def _alpaca(args: argparse.Namespace) -> Scores:
+    if not args.regularisers:
+        text = "no --regularisers: a model that is nearly always shorter (or longer) has no sound lc_win_rate this way"
+        Console(stderr=True).print(f"[yellow]note[/yellow] {text}", highlight=False)
     return score_alpaca(args.annotations, args.difficulty, args.regularisers, strength=args.strength)
 
 

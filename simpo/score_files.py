@@ -95,7 +95,7 @@ def score_arena(
 
     battles: one row a verdict, or the judge's own rows with `games` (then the baseline must be named).
     baseline: None takes the model that all others were judged against.
-    style: a file of style counts; adds style_score, style_low, style_high at equal style (control: see STYLE_CONTROLS).
+    style: a file of style counts; adds style_score, style_low, style_high (control: see STYLE_CONTROLS).
     """
     table = read_table(battles)
     if "games" in table.columns:

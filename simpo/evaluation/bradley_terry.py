@@ -4,8 +4,10 @@ Source: lm-sys/arena-hard-auto, `utils_math.py` (`compute_mle_elo`, `construct_s
 
     logit P(a beats b) = r_a - r_b + sum_k w_k z_k        a tie counts half for each; without style there is no z
 
-A score is 100 * P(the model beats the baseline at equal style), so the baseline's own is 50. Equal battles are counted
-once with a weight, and a bootstrap round draws those counts (multinomial, which is what drawing rows amounts to).
+A score is 100 * P(the model beats the baseline), so the baseline's own is 50. The style features have mean 0 over all
+battles, as in the official code: a style-controlled score is the one at the battles' average difference in style, so it
+compares with other models' scores of the same fit, not with 50. Equal battles are counted once with a weight, and a
+bootstrap round draws those counts (multinomial, which is what drawing rows amounts to).
 """
 
 import math

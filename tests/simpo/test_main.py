@@ -53,9 +53,30 @@ def test_train_evaluate_generate(
     result = json.loads(capsys.readouterr().out)
     assert result["accuracy"]["estimate"] > 0.8
     assert result["accuracy"]["n"] == 10
+    by_length = result["by_length"]
+    assert by_length["chosen_longer"] is None and by_length["chosen_shorter"]["accuracy"] == result["accuracy"]
 
     assert main(["generate", "--model", str(out / "final"), "--prompt", "say a", "--max-new-tokens", "5"]) == 0
     assert json.loads(capsys.readouterr().out)["prompt"] == "say a"
+
+
+def test_a_file_of_questions_is_answered_turn_by_turn(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question_id": 81, "turns": ["say a", "say b"]}\n{"question_id": 82, "turns": ["say c"]}\n')
+    generate = ["generate", "--model", str(model_dir), "--prompts", str(questions), "--max-new-tokens", "3"]
+    assert main(generate) == 2  # without a chat template there is no second turn
+    assert "prompt 81 is a conversation" in capsys.readouterr().err.replace("\n", " ")
+    config = model_dir / "tokenizer_config.json"
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": template}))
+    assert main(generate) == 0
+    two, one = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (two["id"], two["prompt"], len(two["answers"]), two["answer"]) == ("81", "say b", 2, two["answers"][1])
+    assert (one["id"], one["prompt"]) == ("82", "say c") and "answers" not in one
+    assert main(generate[:3]) == 2
+    assert "nothing to answer" in capsys.readouterr().err
 
 
 def test_resume_goes_on_from_the_newest_checkpoint(
