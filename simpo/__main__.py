@@ -3,6 +3,7 @@
     python -m simpo train --model DIR --data pairs.jsonl --out runs/a --method simpo --set beta=2.5 --learning-rate 5e-7
     python -m simpo evaluate --model runs/a/final --data held_out.jsonl
     python -m simpo generate --model runs/a/final --prompt "Name three primes."
+    python -m simpo doctor pairs.jsonl --eval held_out.jsonl --tokenizer DIR
     python -m simpo score mt-bench --judgments judgments.jsonl
 """
 
@@ -18,8 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers.utils import logging as transformers_logging
 
 from simpo.answers import answer_prompts
-from simpo.checkpoint import newest_valid, restore, save_checkpoint
+from simpo.checkpoint import MANIFEST, newest_valid, read_manifest, restore, save_checkpoint
 from simpo.config import LoraConfig, OptimConfig, TokenPolicy, TrainConfig
+from simpo.doctor_command import add_doctor
 from simpo.errors import ConfigError, DataError, NonFiniteStep, SimPOError
 from simpo.evaluation.preference import PreferenceReport, preference_accuracy, preference_by_length
 from simpo.fit import TrainState, fit
@@ -29,6 +31,8 @@ from simpo.methods import METHODS, Method, method_from_dict, method_to_dict
 from simpo.model import load_model, load_tokenizer
 from simpo.objectives import objective_of
 from simpo.packing import PairStore, TokenPair, build_plan
+from simpo.policy_hash import honoured_policy, policy_record
+from simpo.policy_options import add_policy_options, policy_of
 from simpo.prompts import EvaluationPrompt, load_prompts
 from simpo.records import load_preferences
 from simpo.reference import reference_of
@@ -40,18 +44,18 @@ console = Console(stderr=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; exit code 0, 1 when training broke off, 2 for a user's mistake."""
+    """Run one command; exit code 0, 1 when training broke off or the doctor found an error, 2 for a user's mistake."""
     args = _parser().parse_args(argv)
     transformers_logging.disable_progress_bar()
     try:
-        args.run(args)
+        code: int | None = args.run(args)
     except SimPOError as error:
         console.print(f"[red]{type(error).__name__}[/red] {error}", highlight=False)
         return 2
     except NonFiniteStep as error:
         console.print(f"[red]stopped[/red] {error}", highlight=False)
         return 1
-    return 0
+    return code or 0
 
 
 def train(args: argparse.Namespace) -> None:
@@ -67,8 +71,8 @@ def train(args: argparse.Namespace) -> None:
         lora=_lora(args),
         checkpointing=args.checkpointing,
     )
-    policy = TokenPolicy(max_length=args.max_length)
-    tokenizer = load_tokenizer(args.model)
+    policy = policy_of(args)
+    tokenizer = load_tokenizer(args.model, chat_template=policy.chat_template)
     pairs = _pairs(args.data, tokenizer, policy)
     held_out = _pairs(args.eval_data, tokenizer, policy) if args.eval_data else None
     plan = build_plan(
@@ -93,7 +97,7 @@ def train(args: argparse.Namespace) -> None:
     recipe = {
         "method": method_to_dict(method),
         "learning_rate": optim.learning_rate,
-        "tokens": {"max_length": policy.max_length, "count_assistant_header": policy.count_assistant_header},
+        **policy_record(tokenizer, policy),
     }
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
@@ -115,8 +119,8 @@ def train(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Held-out preference accuracy of a model, in all and by which response is the longer, with 95 % intervals."""
-    tokenizer = load_tokenizer(args.model)
-    pairs = _pairs(args.data, tokenizer, TokenPolicy(max_length=args.max_length))
+    tokenizer, policy = _trained_with(args)
+    pairs = _pairs(args.data, tokenizer, policy)
     scores = score_pairs(load_model(args.model), PairStore.of(pairs).evaluation_batches(args.token_budget))
     report = preference_accuracy(scores)
     print(json.dumps({**report.as_dict(), "by_length": preference_by_length(scores).as_dict()}))
@@ -129,7 +133,7 @@ def answer(args: argparse.Namespace) -> None:
     prompts = [*given, *(load_prompts(args.prompts) if args.prompts else ())]
     if not prompts:
         raise ConfigError("there is nothing to answer: give a prompt, or a file of them as --prompts", "--prompt")
-    tokenizer, policy = load_tokenizer(args.model), TokenPolicy(max_length=args.max_length)
+    tokenizer, policy = _trained_with(args)
     answers = answer_prompts(
         load_model(args.model),
         tokenizer,
@@ -181,10 +185,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--prompt", action="append", default=[], help="repeatable")
     command.add_argument("--prompts", metavar="SOURCE", help="file or hub id of prompts or questions")
     command.add_argument("--max-new-tokens", type=int, default=256)
-    command.add_argument("--max-length", type=int, default=1024, help="longest prompt in tokens")
     command.add_argument("--temperature", type=float, default=0.7, help="0 is greedy")
     command.add_argument("--seed", type=int, default=0)
+    add_policy_options(command)
 
+    add_doctor(commands)
     add_score(commands)
     return parser
 
@@ -192,8 +197,18 @@ def _parser() -> argparse.ArgumentParser:
 def _model_and_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", required=True, help="directory or hub id of the model to start from")
     command.add_argument("--data", required=True, help="preferences: jsonl, jsonl.gz, parquet, a directory or hub id")
-    command.add_argument("--max-length", type=int, default=1024, help="longest prompt + response; longer ones drop")
     command.add_argument("--token-budget", type=int, default=16384, help="unique tokens of one packed micro-batch")
+    add_policy_options(command)
+
+
+def _trained_with(args: argparse.Namespace) -> tuple[Any, TokenPolicy]:
+    """The tokenizer, and the policy in the checkpoint's manifest with what was asked for in its place."""
+    tokenizer, directory = load_tokenizer(args.model), Path(args.model)
+    manifest = read_manifest(directory, verify=False) if (directory / MANIFEST).exists() else {}
+    policy = policy_of(args, honoured_policy(manifest, tokenizer))
+    if policy.chat_template is not None:
+        tokenizer.chat_template = policy.chat_template
+    return tokenizer, policy
 
 
 def _method(name: str, settings: Sequence[str]) -> Method:
@@ -225,7 +240,8 @@ def _pairs(source: str, tokenizer: Any, policy: TokenPolicy) -> list[TokenPair]:
     dropped = dict(records.dropped)
     for reason, count in tokenized.dropped.items():
         dropped[reason] = dropped.get(reason, 0) + count
-    console.print(f"{source}: {len(tokenized.pairs)} pairs; dropped: {dropped or 'none'}", highlight=False)
+    cut = f"; truncated: {tokenized.truncated}" if tokenized.truncated else ""
+    console.print(f"{source}: {len(tokenized.pairs)} pairs; dropped: {dropped or 'none'}{cut}", highlight=False)
     if not tokenized.pairs:
         raise DataError("no usable pairs are left", source)
     return tokenized.pairs

@@ -63,8 +63,13 @@ class Encoder:
 
     @cached_property
     def template_writes_bos(self) -> bool:
-        """Whether the chat template spells the BOS token itself, so that `tokenizer(text)` would double it."""
-        return bool(self.template and self.bos is not None and self._ids([self._render(_PROBE)])[0][:1] == [self.bos])
+        """Whether the chat template spells the BOS token itself, so that `tokenizer(text)` may double it."""
+        return self.bos is not None and self._rendered_ids()[:1] == [self.bos]
+
+    @cached_property
+    def template_doubles_bos(self) -> bool:
+        """Whether the chat template spells the BOS token twice in front. `encode` keeps one."""
+        return self.bos is not None and self._rendered_ids()[:2] == [self.bos, self.bos]
 
     @cached_property
     def takes_system(self) -> bool:
@@ -136,6 +141,13 @@ class Encoder:
                 "could end an answer. Set eos_token in tokenizer_config.json"
             )
         return stops
+
+    def _rendered_ids(self) -> list[int]:
+        """The ids of one question as the template writes it; none where there is no template, or it refuses."""
+        try:
+            return self._ids([self._render(_PROBE)])[0] if self.template else []
+        except Unusable:
+            return []
 
     def _conversation(self, turns: Turns) -> list[dict[str, str]]:
         """The turns under the policy's rule for system turns."""

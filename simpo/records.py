@@ -12,7 +12,7 @@ mistake in the file. Unusable rows (an empty response, nothing to prefer) are a 
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,10 +90,12 @@ class Records:
         return f"{len(self.rows)} pairs, {sum(self.dropped.values())} rows dropped{_reasons(self)}"
 
 
-def load_preferences(source: str | os.PathLike[str], *, limit: int | None = None) -> Records:
+def load_preferences(
+    source: str | os.PathLike[str], *, limit: int | None = None, progress: Callable[[int], None] | None = None
+) -> Records:
     """Read a source (see `simpo.sources.read_rows`) into preferences.
 
-    limit: stop after this many usable rows; None reads all.
+    limit: stop after this many usable rows; None reads all. progress: called with each row's number.
     Raises DataError: the source cannot be read, a row is malformed (with its line), or nothing usable is in it.
     """
     name = os.fspath(source)
@@ -101,6 +103,8 @@ def load_preferences(source: str | os.PathLike[str], *, limit: int | None = None
         raise DataError(f"limit must be at least 1 or left out, not {limit}", name)
     records = Records(rows=[], dropped={}, examples={})
     for number, values in read_rows(name):
+        if progress is not None:
+            progress(number)
         try:
             records.rows.append(_preference(values, str(number)))
         except _Unusable as unusable:

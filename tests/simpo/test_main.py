@@ -46,7 +46,9 @@ def test_train_evaluate_generate(
     reports = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [report["step"] for report in reports] == list(range(1, 13))
     assert reports[-1]["loss"] < reports[0]["loss"]
-    assert read_manifest(out / "final")["method"]["beta"] == 2.5
+    manifest = read_manifest(out / "final")
+    assert manifest["method"]["beta"] == 2.5
+    assert manifest["tokens"]["max_length"] == 64 and len(manifest["policy_hash"]) == 64
     assert sorted(path.name for path in out.iterdir()) == ["final", "step-10", "step-5"]
 
     assert main(["evaluate", *common[2:], "--model", str(out / "final")]) == 0

@@ -104,6 +104,16 @@ def test_a_sealed_directory_is_found_by_its_spec(tmp_path: Path) -> None:
     assert load_reference(tmp_path / "a") is None, "SimPO needs no reference"
 
 
+def test_a_policy_that_cuts_keeps_the_pairs_and_counts_them(tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "base")
+    tokens = {"max_length": 32, "truncation": "reference", "max_prompt_length": 20}
+    cut = _prepare(tiny_spec(base, tokens=tokens), tmp_path / "cut")
+    assert cut.truncated["pairs"] >= cut.truncated["rejected_without_end"] > 0
+    assert "too_long" not in cut.dropped
+    assert load_facts(tmp_path / "cut") == cut
+    assert max(len(prompt) for prompt in HeldOut.load(tmp_path / "cut" / "report").prompts) < 32
+
+
 def test_what_the_user_must_mend_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model directory at '/nowhere'"):
         read_inputs(tiny_spec(Path("/nowhere")), tmp_path / "a")

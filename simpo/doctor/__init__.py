@@ -1,0 +1,1 @@
+"""What is wrong with preference data, seen before any accelerator-hour is spent."""
