@@ -4,12 +4,17 @@ Registered with transformers' AttentionInterface under the name `PAIR`; the back
 function registered beside it returns None: left to itself transformers takes restarting positions for document borders
 and would cut the rejected response off from its prompt.
 
-A pair is computed in one or two blocks. Short pairs: one block of all its tokens under one mask. Long pairs: [prompt;
-chosen] causally, then rejected queries over [prompt; rejected]. On CPU blocks of up to SMALL_SIDE squared scores go
-through plain matrix products, 2 to 3 times faster there than the fused kernel's backward; everything else through it.
+The queries of a row are divided into tiles, each with exactly the keys that one of its queries may see: [prompt;
+chosen] up to the tile's end, or [prompt; rejected] likewise; short pairs and their neighbours share a tile. On CPU a
+tile is three plain matrix products and its backward five, 3 times faster there than the fused kernel; on other devices
+a tile is a call of the fused kernel.
+
+Legend: T tokens of the row; Q queries and K keys of a tile; d head width; G query heads that share a key head.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,18 +23,18 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from simpo.attention_cuda import HeadShape, VarlenLayout, usable_kernel, varlen_attention
 from simpo.attention_windows import WindowTile, window_tiles, windowed_attention
 from simpo.packing import MicroBatch, Segment
 
 PAIR = "simpo_pair"
 """Name of the attention implementation, for `model.set_attn_implementation`."""
 
-SMALL_SIDE = 320
-"""Blocks of at most this squared scores are small: measured break-even with the fused CPU kernel at 350 to 400."""
-ONE_BLOCK = 256
-"""Pairs of at most so many tokens are one block: fewer calls outweigh the masked-out products."""
-MERGED = 128
-"""Neighbouring pairs of at most so many tokens in all share a block, for the same reason."""
+TILE_QUERIES = 128
+"""Queries of a tile of a long pair: large enough to be fast, small enough to compute little above the diagonal."""
+MERGED = 160
+"""A pair, or neighbouring pairs, of at most so many tokens in all are one tile: fewer calls outweigh the masked-out
+products."""
 
 
 def register_pair_attention() -> None:
@@ -39,20 +44,14 @@ def register_pair_attention() -> None:
 
 
 @dataclass(frozen=True)
-class Block:
-    """Queries of consecutive tokens, and the tokens whose keys they may see."""
+class Tile:
+    """Consecutive queries, and the keys that one or another of them may see."""
 
     queries: slice
     keys: tuple[slice, ...]
-    """One or two ranges, in order."""
-    causal: bool
-    """Whether the mask is plain causality of a square block."""
-    visible_QK: Tensor
-    """Boolean, True where a query sees a key."""
-    small: bool
-    """Whether to compute it by plain matrix products."""
-    bias_QK: Tensor | None
-    """The mask as 0 and -inf, for small blocks."""
+    """One or two ranges of the row, in order."""
+    bias_QM: Tensor
+    """0 where a query sees a key, -inf elsewhere, over the last M of the keys; the earlier ones are seen by all."""
 
 
 class PairLayout:
@@ -62,12 +61,22 @@ class PairLayout:
         self.longest = max(s.prompt + max(s.chosen, s.rejected) for s in segments)
         self._segments, self._device = segments, device
         self._windowed: dict[int | None, list[WindowTile]] = {}
-        self.blocks = [block for group in _groups(segments) for block in _blocks(group, device)]
 
     @classmethod
     def of(cls, batch: MicroBatch, device: torch.device) -> "PairLayout":
         """The layout of a micro-batch."""
         return cls(batch.segments, device)
+
+    @cached_property
+    def tiles(self) -> list[Tile]:
+        """For layers without a window, where the one-call kernel is not used."""
+        rows = TILE_QUERIES if self._device.type == "cpu" else self.longest
+        return [tile for group in _groups(self._segments) for tile in _tiles(group, rows, self._device)]
+
+    @cached_property
+    def varlen(self) -> VarlenLayout:
+        """For the one-call kernel of CUDA."""
+        return VarlenLayout(self._segments, self._device)
 
     def windowed(self, window: int | None) -> list[WindowTile]:
         """The tiles of layers with a sliding window or a soft cap, made when the first such layer asks."""
@@ -93,18 +102,26 @@ def pair_attention(
     assert pair_layout is not None and query.shape[0] == 1, "pair attention needs a packed row and its layout"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window if sliding_window is not None and pair_layout.longest > sliding_window else None
+    if query.is_cuda and softcap is None:
+        heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[-1]
+        shape = HeadShape(heads=heads, kv_heads=kv_heads, width=width, dtype=query.dtype, window=window is not None)
+        if (kernel := usable_kernel(shape, query.device)) is not None:
+            layout = pair_layout.varlen
+            return varlen_attention(query[0], key[0], value[0], layout, scale, window, kernel)[None], None
     if window is not None or softcap is not None:
         tiles = pair_layout.windowed(window)
         return windowed_attention(query[0], key[0], value[0], tiles, scale, softcap)[None], None
-    outputs = [
-        _attend(block, query[0, :, block.queries], _rows(key[0], block.keys), _rows(value[0], block.keys), scale)
-        for block in pair_layout.blocks
-    ]
+    if query.device.type == "cpu":
+        output: Tensor = _TiledAttention.apply(  # type: ignore[no-untyped-call]
+            query[0], key[0], value[0], pair_layout.tiles, scale
+        )
+        return output[None], None
+    outputs = [_fused(tile, query[0], key[0], value[0], scale) for tile in pair_layout.tiles]
     return torch.cat(outputs, dim=1).transpose(0, 1)[None].contiguous(), None
 
 
 def _groups(segments: tuple[Segment, ...]) -> list[list[Segment]]:
-    """Neighbours that share one block: very short pairs cost more in calls than in products."""
+    """Neighbours that share one tile: very short pairs cost more in calls than in products."""
     groups: list[list[Segment]] = []
     room = 0
     for segment in segments:
@@ -117,44 +134,41 @@ def _groups(segments: tuple[Segment, ...]) -> list[list[Segment]]:
     return groups
 
 
-def _blocks(group: list[Segment], device: torch.device) -> list[Block]:
-    """The blocks of neighbouring pairs. Their queries are the pairs' tokens, in order."""
+def _tiles(group: list[Segment], rows: int, device: torch.device) -> Iterator[Tile]:
+    """The tiles of neighbouring pairs. Their queries are the pairs' tokens, in order."""
     first, last = group[0], group[-1]
     start, end = first.start, last.start + last.prompt + last.chosen + last.rejected
-    if end - start <= ONE_BLOCK:
+    if end - start <= MERGED:
         visible = torch.zeros(end - start, end - start, dtype=torch.bool, device=device)
         for segment in group:
             _show(visible, segment, segment.start - start)
-        return [_block(slice(start, end), (slice(start, end),), visible)]
-    prompt, chosen, rejected = first[1:]
-    middle = start + prompt + chosen
-    causal = _lower_triangle(prompt + chosen, 0, device)
-    blocks = [_block(slice(start, middle), (slice(start, middle),), causal, is_causal=True)]
-    if rejected:
-        own = _lower_triangle(rejected, prompt, device)
-        blocks.append(_block(slice(middle, end), (slice(start, start + prompt), slice(middle, end)), own))
-    return blocks
+        yield Tile(slice(start, end), (slice(start, end),), _bias(visible))
+        return
+    middle = start + first.prompt + first.chosen
+    for at in range(start, middle, rows):
+        stop = min(at + rows, middle)
+        yield Tile(slice(at, stop), (slice(start, stop),), _causal(stop - at, device))
+    prompt = slice(start, start + first.prompt)
+    for at in range(middle, end, rows):
+        stop = min(at + rows, end)
+        yield Tile(slice(at, stop), (prompt, slice(middle, stop)), _causal(stop - at, device))
 
 
 def _show(visible: Tensor, segment: Segment, offset: int) -> None:
-    """Mark what the tokens of a pair may see, the pair lying at `offset` of a square block."""
+    """Mark what the tokens of a pair may see, the pair lying at `offset` of a square."""
     _, prompt, chosen, rejected = segment
     middle, end = offset + prompt + chosen, offset + prompt + chosen + rejected
-    visible[offset:middle, offset:middle] = _lower_triangle(prompt + chosen, 0, visible.device)
-    own = _lower_triangle(rejected, prompt, visible.device)
-    visible[middle:end, offset : offset + prompt] = own[:, :prompt]
-    visible[middle:end, middle:end] = own[:, prompt:]
+    visible[offset:middle, offset:middle] = visible.new_ones(prompt + chosen, prompt + chosen).tril()
+    visible[middle:end, offset : offset + prompt] = True
+    visible[middle:end, middle:end] = visible.new_ones(rejected, rejected).tril()
 
 
-def _block(queries: slice, keys: tuple[slice, ...], visible_QK: Tensor, *, is_causal: bool = False) -> Block:
-    small = visible_QK.device.type == "cpu" and visible_QK.numel() <= SMALL_SIDE**2
-    bias_QK = torch.zeros(visible_QK.shape).masked_fill_(~visible_QK, float("-inf")) if small else None
-    return Block(queries, keys, is_causal, visible_QK, small, bias_QK)
+def _causal(rows: int, device: torch.device) -> Tensor:
+    return _bias(torch.ones(rows, rows, dtype=torch.bool, device=device).tril())
 
 
-def _lower_triangle(rows: int, diagonal: int, device: torch.device) -> Tensor:
-    """Boolean (rows, diagonal + rows): causality of the last `rows` tokens over all of them."""
-    return torch.ones(rows, diagonal + rows, dtype=torch.bool, device=device).tril(diagonal=diagonal)
+def _bias(visible: Tensor) -> Tensor:
+    return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, float("-inf"))
 
 
 def _rows(tokens: Tensor, ranges: tuple[slice, ...]) -> Tensor:
@@ -163,54 +177,90 @@ def _rows(tokens: Tensor, ranges: tuple[slice, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _attend(block: Block, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """(heads, Q, d) from query (heads, Q, d), key and value (kv heads, K, d)."""
-    if block.small:
-        output: Tensor = _SmallAttention.apply(  # type: ignore[no-untyped-call]
-            query, key, value, block.bias_QK, scale
-        )
-        return output
+def _fused(tile: Tile, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """(heads, Q, d) of one tile by torch's fused kernel."""
+    keys = _rows(key, tile.keys)
+    unmasked = keys.shape[1] - tile.bias_QM.shape[1]
+    mask = nn.functional.pad(tile.bias_QM, (unmasked, 0)).to(query.dtype)
     return scaled_dot_product_attention(
-        query[None],
-        key[None],
-        value[None],
-        attn_mask=None if block.causal else block.visible_QK,
-        is_causal=block.causal,
+        query[None, :, tile.queries],
+        keys[None],
+        _rows(value, tile.keys)[None],
+        attn_mask=mask,
         scale=scale,
         enable_gqa=query.shape[0] != key.shape[0],
     )[0]
 
 
-class _SmallAttention(torch.autograd.Function):
-    """softmax(scale * q k^T + bias) v by batched matrix products; softmax in float32.
+class _TiledAttention(torch.autograd.Function):
+    """softmax(scale * q k^T + bias) v, tile by tile, in batched matrix products; reductions in float32.
 
-    Query heads that share a key head are stacked along the rows, so grouped-query attention copies no keys. The
-    probabilities are kept for the backward: a small block's are small.
+    Heads that share a key head are stacked along the rows, so grouped-query attention copies no keys. All tiles are one
+    node of the graph: slices and concatenations that autograd knew of would each cost a pass over the whole row. The
+    probabilities are kept for the backward.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias_QK: Tensor, scale: float) -> Tensor:
-        heads, rows, width = query.shape
-        kv_heads, columns, _ = key.shape
-        grouped = query.reshape(kv_heads, -1, width)
-        scores = torch.bmm(grouped, key.transpose(1, 2)).float()
-        scores.view(kv_heads, -1, rows, columns).mul_(scale).add_(bias_QK)
-        probabilities = torch.softmax(scores, dim=-1).to(query.dtype)
-        ctx.save_for_backward(grouped, key, value, probabilities)
-        ctx.scale = scale
-        return torch.bmm(probabilities, value).view(heads, rows, width)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tiles: list[Tile], scale: float) -> Tensor:
+        heads, tokens, width = query.shape
+        kv_heads = key.shape[0]
+        shared = heads // kv_heads
+        grouped = _grouped(query.transpose(0, 1), kv_heads).mul_(scale)
+        key, value = key.contiguous(), value.contiguous()
+        output = torch.empty(tokens, kv_heads, shared, width, dtype=query.dtype)
+        kept = []
+        for tile in tiles:
+            rows, columns = tile.bias_QM.shape
+            scores = torch.bmm(_tile_of(grouped, tile.queries, shared), _rows(key, tile.keys).transpose(1, 2))
+            scores.view(kv_heads, rows, shared, -1)[..., -columns:].add_(tile.bias_QM[:, None])
+            probabilities = torch.softmax(scores, dim=-1)  # float32 within, also for bfloat16 scores
+            mixed = torch.bmm(probabilities, _rows(value, tile.keys))
+            output[tile.queries] = mixed.view(kv_heads, rows, shared, width).transpose(0, 1)
+            kept.append(probabilities)
+        ctx.save_for_backward(grouped, key, value, *kept)
+        ctx.tiles, ctx.scale = tiles, scale
+        return output.view(tokens, heads, width)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        grouped, key, value, probabilities = ctx.saved_tensors
-        grad = grads[0].reshape(grouped.shape)
-        grad_value = torch.bmm(probabilities.transpose(1, 2), grad)
-        grad_probabilities = torch.bmm(grad, value.transpose(1, 2)).float()
-        # softmax: ds = p * (dp - sum_k p dp), float32
-        grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities.float(), -1, torch.float32)
-        grad_scores = grad_scores.mul_(ctx.scale).to(key.dtype)
-        grad_query = torch.bmm(grad_scores, key).view(grads[0].shape)
-        return grad_query, torch.bmm(grad_scores.transpose(1, 2), grouped), grad_value, None, None
+        grouped, key, value, *kept = ctx.saved_tensors
+        kv_heads, tokens, width = key.shape
+        shared = grouped.shape[1] // tokens
+        grad = _grouped(grads[0], kv_heads)
+        grad_query = torch.empty(tokens, kv_heads, shared, width, dtype=key.dtype)
+        grad_key, grad_value = (torch.zeros(key.shape, dtype=torch.float32) for _ in range(2))
+        for tile, probabilities in zip(ctx.tiles, kept, strict=True):
+            rows = tile.queries.stop - tile.queries.start
+            queries = _tile_of(grouped, tile.queries, shared)
+            grad_tile = _tile_of(grad, tile.queries, shared)
+            _add(grad_value, tile.keys, torch.bmm(probabilities.transpose(1, 2), grad_tile))
+            grad_probabilities = torch.bmm(grad_tile, _rows(value, tile.keys).transpose(1, 2))
+            # softmax: ds = p * (dp - sum_k p dp), float32 within
+            grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities, -1, key.dtype)
+            _add(grad_key, tile.keys, torch.bmm(grad_scores.transpose(1, 2), queries))
+            grad_tile = torch.bmm(grad_scores, _rows(key, tile.keys))
+            grad_query[tile.queries] = grad_tile.view(kv_heads, rows, shared, width).transpose(0, 1)
+        grad_query = grad_query.mul_(ctx.scale).view(tokens, -1, width).transpose(0, 1)
+        return grad_query, grad_key.to(key.dtype), grad_value.to(key.dtype), None, None
+
+
+def _grouped(rows_THd: Tensor, kv_heads: int) -> Tensor:
+    """(T, heads, d) -> a copy of shape (kv heads, T * G, d)."""
+    tokens, heads, width = rows_THd.shape
+    split = rows_THd.reshape(tokens, kv_heads, heads // kv_heads, width)
+    copied = torch.empty(kv_heads, tokens, heads // kv_heads, width, dtype=rows_THd.dtype)
+    return copied.copy_(split.permute(1, 0, 2, 3)).view(kv_heads, -1, width)
+
+
+def _tile_of(grouped: Tensor, queries: slice, shared: int) -> Tensor:
+    return grouped[:, queries.start * shared : queries.stop * shared]
+
+
+def _add(total: Tensor, ranges: tuple[slice, ...], part: Tensor) -> None:
+    """Add (heads, K, d) to the keys it belongs to."""
+    at = 0
+    for rows in ranges:
+        total[:, rows] += part[:, at : (at := at + rows.stop - rows.start)]
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
