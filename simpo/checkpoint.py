@@ -133,7 +133,9 @@ def restore(directory: str | Path, model: Any, optim: OptimConfig, total_steps: 
             if adapter is None:
                 weight.copy_(saved[name])
             state.optimizer.state[weight] = {
-                key: moments[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in moments
+                key: moments[f"{key}.{name}"].to(weight.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{key}.{name}" in moments
             }
     state.publish()
     return state

@@ -116,7 +116,7 @@ def fit(
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     while state.step < state.total_steps and not (stop is not None and stop()):
         started = time.perf_counter()
-        batches = plan.step(state.step, rank=rank, world_size=world_size)
+        batches = [batch.to(state.model.device) for batch in plan.step(state.step, rank=rank, world_size=world_size)]
         sums = torch.zeros(len(_MEANS), dtype=torch.float64)
         step = StepContext(
             method=method,
@@ -170,7 +170,7 @@ def accumulate(state: TrainState, batch: MicroBatch, step: StepContext) -> tuple
     model = state.model
     head = model.get_output_embeddings().weight
     hidden_Sh = hidden_rows(model, batch)
-    reference_2B = None if step.reference is None else step.reference.sums_of(batch.pair_ids)
+    reference_2B = None if step.reference is None else step.reference.sums_of(batch.pair_ids).to(hidden_Sh.device)
     losses: list[Loss] = []
 
     def coefficients(sums_2b: Tensor, pairs: Sequence[int]) -> Tensor:
@@ -207,6 +207,7 @@ def _kl_estimate(
     head = state.model.get_output_embeddings().weight
     total = torch.zeros(1, dtype=torch.float64)
     for batch in store.evaluation_batches(plan.token_budget)[rank::world_size]:
+        batch = batch.to(state.model.device)
         sums_2B = head_sums(hidden_rows(state.model, batch), head, batch, softcap=softcap_of(state.model)).cpu()
         reference_2B = reference.mismatched_SB2[state.step][list(batch.pair_ids)].reshape(-1)
         total += (sums_2B - reference_2B).double().sum()

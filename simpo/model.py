@@ -30,6 +30,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def load_model(source: str | Path, *, dtype: str = "float32") -> Any:
     """Load a causal language model from a directory or a hub id, with pair attention and without dropout.
 
+    It lies on the GPU where there is one (the first that this process may see).
+
     Only safetensors are read, and no code from the model's folder is run. Raises ModelError: a missing path, an
     architecture that the packed step does not know, a config with a term that it would leave out.
     """
@@ -46,7 +48,7 @@ def load_model(source: str | Path, *, dtype: str = "float32") -> Any:
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"the weights in {where!r} cannot be read ({_first_line(error)})", "base_model") from error
-    return without_dropout(model)
+    return without_dropout(model.to("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def load_tokenizer(source: str | Path, *, chat_template: str | None = None) -> Any:

@@ -8,9 +8,9 @@ Legend: P, C, R tokens of prompt, chosen, rejected; T unique tokens; S scored to
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -67,6 +67,13 @@ class MicroBatch:
     def num_tokens(self) -> int:
         """T."""
         return int(self.input_ids_T.numel())
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same tables on a device."""
+        tensors: dict[str, Any] = {
+            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
 
 class PairStore:

@@ -104,7 +104,8 @@ def test_loss_and_every_gradient_equal_transformers_own(random_pairs: Build, nam
     losses = [unshared(plain, pair) for pair in pairs]
     expected = torch.stack(losses).mean()
     expected.backward()
-    assert packed_loss(packed, pairs, 4 * longest) == pytest.approx(expected.item(), abs=1e-6)
+    # A sum of 150 float32 log-probabilities is known to 3e-5, its mean times beta to 4e-7: twice that on both sides.
+    assert packed_loss(packed, pairs, 4 * longest) == pytest.approx(expected.item(), abs=1e-6 if longest < 10 else 2e-6)
     theirs = dict(plain.named_parameters())
     for weight, ours in packed.named_parameters():
         assert (ours.grad - theirs[weight].grad).norm() <= 1e-5 * theirs[weight].grad.norm(), weight
