@@ -18,7 +18,7 @@ Build = Callable[..., Any]
 CPU = torch.device("cpu")
 SHAPE = HeadShape(heads=4, kv_heads=2, width=8, dtype=torch.float32, window=False)
 VERSIONS = [  # the last one has no sliding window
-    *((version, window) for version in (varlen_double.varlen_attn, varlen_double.without_groups) for window in (None, 4)),
+    *((version, width) for version in (varlen_double.varlen_attn, varlen_double.without_groups) for width in (None, 4)),
     (varlen_double.of_torch_2_10, None),
 ]
 
