@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 from scipy.stats import binomtest
 
-from simpo.errors import DataError
 from simpo.evaluation.verdicts import Both, Comparison
 
 Kind = Literal["null", "injected", "padded", "self", "gold"]
@@ -129,12 +128,9 @@ def make_controls(
     answers: known to be good, e.g. the data's own chosen responses, one a prompt; against rubbish a null answer may
     rightly win. resampled: two samples of the baseline for each of the first prompts; without them `self` compares an
     answer with itself. gold: (prompt, right answer, wrong answer); without it an answer to another prompt is
-    the wrong one, where that differs.
-    Raises DataError: fewer than MIN_JUDGED different prompts with an answer.
+    the wrong one, where that differs. Of few prompts few controls can be made, and too few fail (`check_controls`).
     """
     usable = [i for i, answer in enumerate(answers) if answer.strip()]
-    if len({prompts[i] for i in usable}) < MIN_JUDGED:
-        raise DataError(f"controls need at least {MIN_JUDGED} different prompts with an answer: evaluate on more")
     rng = random.Random(f"controls/{seed}")
     drawn = [rng.sample(usable, min(per_kind, len(usable))) for _ in range(4)]
     controls = [

@@ -9,6 +9,7 @@ from typing import Any
 from simpo.evaluation.controls import Control, ControlResult, State, check_controls, faults_of
 from simpo.evaluation.intervals import Estimate, preference_interval
 from simpo.evaluation.verdicts import (
+    Both,
     Comparison,
     JudgeCounts,
     JudgeIdentity,
@@ -56,13 +57,8 @@ class JudgedWinRate:
 def judge_with_controls(
     judge: PairwiseJudge, comparisons: Sequence[Comparison], controls: Sequence[Control], *, seed: int = 0
 ) -> JudgedWinRate:
-    """Judge real pairs with controls hidden among them: one batch in an order that tells nobody which is which."""
-    everything = [*comparisons, *(control.comparison for control in controls)]
-    order = list(range(len(everything)))
-    random.Random(f"batch/{seed}").shuffle(order)
-    shuffled = judge_both_orders(judge, [everything[place] for place in order])
-    judged = [both for _, both in sorted(zip(order, shuffled, strict=True), key=lambda each: each[0])]
-    real, checks = judged[: len(comparisons)], judged[len(comparisons) :]
+    """Judge real pairs with controls hidden among them."""
+    real, checks = judge_mixed(judge, comparisons, controls, seed=seed)
     results = check_controls(controls, checks)
     preferences = tuple(both.preference for both in real)
     had = [preference for preference in preferences if preference is not None]
@@ -76,3 +72,15 @@ def judge_with_controls(
         controls=tuple(results),
         reasons=tuple(faults_of(results, real)),
     )
+
+
+def judge_mixed(
+    judge: PairwiseJudge, comparisons: Sequence[Comparison], controls: Sequence[Control], *, seed: int = 0
+) -> tuple[list[Both], list[Both]]:
+    """(the pairs, the controls), judged in one batch in an order that tells nobody which is which."""
+    everything = [*comparisons, *(control.comparison for control in controls)]
+    order = list(range(len(everything)))
+    random.Random(f"batch/{seed}").shuffle(order)
+    shuffled = judge_both_orders(judge, [everything[place] for place in order])
+    judged = [both for _, both in sorted(zip(order, shuffled, strict=True), key=lambda each: each[0])]
+    return judged[: len(comparisons)], judged[len(comparisons) :]

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import beta, norm
 
 from simpo.errors import DataError
 from simpo.evaluation.adaptive import LEVEL, ROUND, Elimination, compare_adaptively
-from simpo.evaluation.intervals import preference_interval, share_interval
+from simpo.evaluation.intervals import paired_share_interval, preference_interval, share_interval
 from simpo.evaluation.sequences import Floats, anytime_interval
 
 SPREAD = (0.62, 0.55, 0.53, 0.51, 0.48, 0.45, 0.42, 0.38)
@@ -99,8 +99,6 @@ def test_the_anytime_interval_covers_the_truth_at_all_looks(mean: float) -> None
 
 
 def _mean_of_rounded(mean: float) -> float:
-    from scipy.stats import beta  # noqa: PLC0415  # lazy: used here alone
-
     edges = np.concatenate([[0.0], np.arange(0.05, 1.0, 0.1), [1.0]])
     return float(np.diff(beta(2 * mean, 2 * (1 - mean)).cdf(edges)) @ np.linspace(0, 1, 11))
 
@@ -119,8 +117,6 @@ def test_the_fixed_intervals_cover_the_truth(n: int) -> None:
 
 @pytest.mark.quick
 def test_preferences_of_wins_and_ties_have_the_interval_of_paired_shares() -> None:
-    from simpo.evaluation.intervals import paired_share_interval  # noqa: PLC0415  # lazy: used here alone
-
     for wins, ties, losses in ((6, 2, 2), (500, 0, 0), (0, 7, 0), (1, 0, 3)):
         ours, theirs = (
             preference_interval([1.0] * wins + [0.5] * ties + [0.0] * losses),

@@ -4,7 +4,6 @@ import random
 
 import pytest
 
-from simpo.errors import DataError
 from simpo.evaluation.controls import NULL_ANSWERS, check_controls, make_controls
 from simpo.evaluation.judged import JudgedWinRate, judge_with_controls
 from simpo.evaluation.verdicts import Comparison, judge_both_orders
@@ -129,6 +128,8 @@ def test_identical_samples_and_given_gold() -> None:
     assert {c.comparison.answer_b for c in controls if c.kind == "gold"} == {"No."}
 
 
-def test_too_few_prompts_for_controls_are_refused() -> None:
-    with pytest.raises(DataError, match="at least 8 different prompts"):
-        make_controls(PROMPTS[:9], ["", "", *RIGHT[2:9]])
+@pytest.mark.parametrize("answers", [["", "", *RIGHT[2:9]], [""] * 9, RIGHT[:1]])
+def test_too_few_prompts_for_controls_are_not_believed(answers: list[str]) -> None:
+    controls = make_controls(PROMPTS[: len(answers)], answers)
+    judged = judge_with_controls(by_score(_good), REAL, controls)
+    assert judged.state == "INVALID" and "fewer than 8 could be judged" in judged.reasons[0]
