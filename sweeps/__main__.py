@@ -28,6 +28,12 @@ RayAddress = Annotated[
         help="Ray cluster to run on. Inside a Ray job it is known already; without one a private Ray is started.",
     ),
 ]
+PublicJudge = Annotated[
+    bool,
+    typer.Option(
+        "--public-judge", help="Refuse a judge on a private network or on this machine: for specs that others wrote."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
@@ -39,6 +45,7 @@ def run(
         int | None, typer.Option(min=1, help="Attempt number to claim; the next free one when left out.")
     ] = None,
     ray_address: RayAddress = None,
+    public_judge: PublicJudge = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a sweep. In a directory that holds earlier attempts it goes on where they ended."""
@@ -47,7 +54,7 @@ def run(
     if not run_dir.spec_path.exists() or run_dir.spec_path.resolve() != spec.resolve():
         run_dir.write_spec(with_absolute_paths(wanted).model_dump(mode="json"))
     try:
-        _drive(run_dir, attempt, ray_address, quiet)
+        _drive(run_dir, attempt, ray_address, public_judge, quiet)
     except SimPOError:
         if made:  # nothing half-made stays behind a refused spec
             shutil.rmtree(out, ignore_errors=True)
@@ -58,12 +65,13 @@ def run(
 def resume(
     directory: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
     ray_address: RayAddress = None,
+    public_judge: PublicJudge = False,
     quiet: Quiet = False,
 ) -> None:
     """Go on with a sweep whose driver died: finished trials are replayed, the others start from their newest rung."""
     run_dir = RunDir(directory)
     run_dir.read_spec()  # before a claim makes anything
-    _drive(run_dir, None, ray_address, quiet)
+    _drive(run_dir, None, ray_address, public_judge, quiet)
 
 
 @app.command()
@@ -75,12 +83,16 @@ def show(directory: Annotated[Path, typer.Argument(help="A run directory.", show
     console.print(result_view(results[-1]) if results else attempts_view(run_dir, spec))
 
 
-def _drive(run_dir: RunDir, number: int | None, ray_address: str | None, quiet: bool) -> None:
+def _drive(run_dir: RunDir, number: int | None, ray_address: str | None, public_judge: bool, quiet: bool) -> None:
     # Before torch brings OpenMP in: threads that wait must sleep, not spin, or neighbours on the machine stall us.
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     from sweeps.driver import Stopped, run_attempt  # noqa: PLC0415  # lazy: torch and ray take seconds, --help must not
+    from sweeps.judges import JudgeAccess  # noqa: PLC0415  # lazy: the same
 
     spec = parse_spec(run_dir.read_spec(), source=str(run_dir.spec_path))
+    access = JudgeAccess.of(spec.judge, os.environ, public_only=public_judge)
+    for name in access.keys:  # read here, handed on in memory: Ray and the trials, our children, do not inherit a key
+        del os.environ[name]
     if number is None and any(read_result(other) is not None for other in run_dir.attempts()):
         raise SimPOError("this sweep has its result already: see `python -m sweeps show`", str(run_dir.root))
     console = Console(quiet=quiet)
@@ -97,6 +109,7 @@ def _drive(run_dir: RunDir, number: int | None, ray_address: str | None, quiet: 
                 ray_address=ray_address,
                 listeners=[show],
                 build_threads=len(os.sched_getaffinity(0)),
+                access=access,
             )
     except Stopped as stopped:
         Console(stderr=True).print(f"stopped: {stopped}. Go on with: python -m sweeps resume {run_dir.root}")

@@ -30,6 +30,8 @@ def result_view(result: Mapping[str, Any]) -> Group:
     facts.add_row("checkpoint", str(result["best"]["checkpoint"]))
     if result["win_rate"] is not None:
         facts.add_row("win rate over base", estimate(result["win_rate"]))
+    if judge := result.get("judge"):
+        facts.add_row("judge", f"{judge['judge']['model']}: {'; '.join([judge['state'], *judge['reasons']])}")
     for who, accuracy in result["accuracy"].items():
         facts.add_row(f"accuracy of {who}", estimate(accuracy))
     facts.add_row("seconds", ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in result["seconds"].items()))

@@ -17,6 +17,12 @@ _JUDGED_CONSTRAINTS = {"empty_rate": "<=0.1", "length_ratio": "<=2.0", "repetiti
 _OPEN_CONSTRAINTS = {"empty_rate": "<=0.2", "repetition": "<=0.5"}
 
 
+def scores_answers(judge: Any) -> bool:
+    """Whether this judge (validated or not) scores single answers here, and so can be asked at every rung."""
+    kind = judge.get("type") if isinstance(judge, Mapping) else getattr(judge, "type", None)
+    return judge == PRACTICE or kind == "reward_model"
+
+
 def with_task_defaults(values: Mapping[str, Any], *, searches: bool) -> dict[str, Any]:
     """Absent keys, filled by what the work is. `searches`: a sweep, which has a space and an objective."""
     filled = dict(values)
@@ -33,9 +39,10 @@ def with_task_defaults(values: Mapping[str, Any], *, searches: bool) -> dict[str
     _default_within(filled, "evaluation", rung_prompts=200 if judged else 64)
     evaluation = filled["evaluation"]
     generates = not isinstance(evaluation, Mapping) or bool(evaluation["rung_prompts"])
-    filled.setdefault("constraints", (_JUDGED_CONSTRAINTS if judged else _OPEN_CONSTRAINTS) if generates else {})
+    constraints = _JUDGED_CONSTRAINTS if filled["judge"] == PRACTICE else _OPEN_CONSTRAINTS
+    filled.setdefault("constraints", constraints if generates else {})
     if searches:
-        filled.setdefault("objective", "win_rate" if judged else "accuracy")
+        filled.setdefault("objective", "win_rate" if scores_answers(filled["judge"]) else "accuracy")
         method, space = filled.get("method", "simpo"), filled.get("space", {})
         if method in METHODS and isinstance(space, Mapping):
             adapters = isinstance(training := filled.get("train"), Mapping) and training.get("lora") is not None

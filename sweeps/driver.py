@@ -16,6 +16,7 @@ from ray import tune
 from simpo.errors import SimPOError
 from sweeps.budget import WallClock, plan_budget
 from sweeps.finals import Verdict, hold_finals, no_winner
+from sweeps.judges import JudgeAccess, check_judges
 from sweeps.leaderboard import leaderboard
 from sweeps.ledger import Ledger
 from sweeps.prepare import Splits, prepare, read_inputs
@@ -45,11 +46,13 @@ def run_attempt(
     ray_address: str | None = None,
     listeners: Sequence[Callable[[Record], None]] = (),
     build_threads: int = 1,
+    access: JudgeAccess | None = None,
 ) -> dict[str, Any]:
     """Run one attempt of the sweep in `run` and return its result. `number` None: the next free one.
 
     `build_threads` make the base model, where one is made; more than 1 only where OpenMP waits passively (see
     `sweeps.__main__`): with its usual spinning, two threads on a busy machine take ten times as long as one.
+    `access`: keys of judges behind a network, which no spec holds.
     Raises AttemptClaimed, SimPOError (the user's to mend), Stopped (a signal, or a higher claim).
     """
     spec = parse_spec(run.read_spec(), source=str(run.spec_path))
@@ -67,7 +70,9 @@ def run_attempt(
     attempt.append("job.started", f"attempt {attempt.number} of {spec.name} starts", started)
     with _stoppable() as stop, Pulse(attempt, stop.superseded) as pulse:
         try:
-            return _Attempt(spec, attempt, clock, pulse, stop, ray_address, build_threads).run()
+            return _Attempt(
+                spec, attempt, clock, pulse, stop, ray_address, build_threads, access or JudgeAccess()
+            ).run()
         except Stopped as stopped:
             attempt.append("job.stopped", str(stopped), {"reason": str(stopped)}, level="warn")
             raise
@@ -94,6 +99,7 @@ class _Attempt:
         stop: "_Stop",
         ray_address: str | None,
         build_threads: int,
+        access: JudgeAccess,
     ) -> None:
         self.spec = spec
         self.attempt = attempt
@@ -102,6 +108,7 @@ class _Attempt:
         self.stop = stop
         self.ray_address = ray_address
         self.build_threads = min(build_threads, spec.parallel.trials)
+        self.access = access
         self._told = -1.0
 
     def run(self) -> dict[str, Any]:
@@ -124,7 +131,8 @@ class _Attempt:
             finalists = ledger.finalists()
             if not finalists:
                 raise no_winner(ledger.ended.values())
-            verdict = hold_finals(self.spec, facts, prepared, self.attempt.run, finalists, self._evaluated)
+            run = self.attempt.run
+            verdict = hold_finals(self.spec, facts, prepared, run, finalists, self._evaluated, self.access)
         result = self._result(facts, ledger, verdict)
         self.attempt.publish_result(result)
         self._phase("done", 1.0, "done")
@@ -133,7 +141,8 @@ class _Attempt:
         return result
 
     def _inputs(self) -> tuple[Path | None, Splits | None]:
-        """(what a predecessor sealed, None), or (None, the rows to prepare)."""
+        """(what a predecessor sealed, None), or (None, the rows to prepare); before either, a look at the judges."""
+        check_judges(self.spec.judge, self.attempt.run.root, self.access)
         earlier = [other.prepared for other in self.attempt.run.attempts() if other.number < self.attempt.number]
         sealed = sealed_for(spec_hash(self.spec), earlier)
         if sealed is not None:
@@ -207,7 +216,8 @@ class _Attempt:
             },
             "leaderboard": leaderboard(list(ledger.ended.values()), self.spec.objective),
             "trials": counts,
-            "win_rate": None if verdict.tuned.win_rate is None else verdict.tuned.win_rate.as_dict(),
+            "win_rate": None if verdict.win_rate is None else verdict.win_rate.as_dict(),
+            "judge": None if verdict.judgement is None else verdict.judgement.as_dict(),
             "accuracy": verdict.accuracy(),
             "base": {"checkpoint": self.attempt.relative(base) if made_here else facts.base},
             "probes": {"base": verdict.base.probes, "winner": verdict.tuned.probes},

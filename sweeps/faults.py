@@ -30,7 +30,7 @@ def faults_of(error: ValidationError) -> tuple[tuple[str, str], ...]:
 
 
 # Names of union members, which pydantic puts into an error's place though no one wrote them.
-_TAGS = {*AXIS_TYPES, "constant", "tpe", "random", "asha", "none"}
+_TAGS = {*AXIS_TYPES, "constant", "tpe", "random", "asha", "none", "named", "openai", "reward_model"}
 
 
 def _fault(item: dict[str, Any]) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """The finalists meet on rung prompts with fresh sampling; the winner and the base meet on data that chose nobody."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,8 +9,14 @@ from statistics import fmean
 from typing import Any
 
 from simpo.errors import SimPOError
+from simpo.evaluation.intervals import Estimate
+from simpo.evaluation.verdicts import PairwiseJudge
+from simpo.generate import generate
 from simpo.model import load_model, load_tokenizer
 from sweeps.constraints import violations
+from sweeps.judged_finals import SELF_PROMPTS, AnswerSet, Choice, Judgement, choose, report, shares_of
+from sweeps.judges import JudgeAccess, pairwise_judge
+from sweeps.judges_spec import Endpoint, JudgeEndpoint
 from sweeps.ledger import Ended
 from sweeps.measure import Measurement
 from sweeps.prepare import REPORT_SEED, measure_on
@@ -50,6 +57,16 @@ class Verdict:
     """The base model on the report's data."""
     tuned: Measurement
     """The winner on the report's data; its win rate is over the base model's answers there."""
+    judgement: Judgement | None
+    """What the judge said of those answers, and whether to believe it; None without a judge."""
+
+    @property
+    def win_rate(self) -> Estimate | None:
+        """Over the base model; None without a judge, or under one that failed its controls."""
+        if self.judgement is None or self.judgement.state == "INVALID":
+            return None
+        # A judge that scores has given the same preferences in `measure`.
+        return self.tuned.win_rate or self.judgement.report.win_rate
 
     def accuracy(self) -> dict[str, dict[str, Any]]:
         """Length-normalised accuracy of both, with intervals."""
@@ -58,21 +75,46 @@ class Verdict:
 
 
 def hold_finals(
-    spec: SweepSpec, facts: Facts, prepared: Path, run: RunDir, finalists: Sequence[Ended], note: Note
+    spec: SweepSpec,
+    facts: Facts,
+    prepared: Path,
+    run: RunDir,
+    finalists: Sequence[Ended],
+    note: Note,
+    access: JudgeAccess | None = None,
 ) -> Verdict:
-    """Choose the winner and measure it. There is at least one finalist (see `no_winner`)."""
-    winner = _choose(spec, facts, HeldOut.load(prepared / "rungs"), run, finalists, note)
-    report = HeldOut.load(prepared / "report")
-    seed = spec.seed + REPORT_SEED
-    base = _measure(spec, facts, report, facts.base, seed)
-    note("the base model on untouched data", {"what": "base", "metrics": base.metrics()})
-    assert winner.checkpoint is not None  # finalists have one
-    judged = replace(report, base_scores=base.scores)
-    tuned = _measure(spec, facts, judged, str(run.root / winner.checkpoint), seed)
-    rate = "" if tuned.win_rate is None else f": beats the base on {tuned.win_rate}"
+    """Choose the winner and measure it. There is at least one finalist (see `no_winner`).
+
+    access: the keys of judges behind a network.
+    """
+    rungs, untouched = HeldOut.load(prepared / "rungs"), HeldOut.load(prepared / "report")
+    judging: contextlib.AbstractContextManager[PairwiseJudge | None] = contextlib.nullcontext()
+    if spec.judge is not None:
+        judging = pairwise_judge(spec.judge, run.root, access or JudgeAccess())
+    with judging as judge:
+        choice = None
+        if judge is not None and isinstance(spec.judge, Endpoint) and len(finalists) > 1:
+            winner, choice = _choose_by_judge(spec, facts, rungs, run, finalists, note, judge)
+        else:
+            winner = _choose(spec, facts, rungs, run, finalists, note)
+        seed = spec.seed + REPORT_SEED
+        base = _measure(spec, facts, untouched, facts.base, seed)
+        note("the base model on untouched data", {"what": "base", "metrics": base.metrics()})
+        assert winner.checkpoint is not None  # finalists have one
+        judged = replace(untouched, base_scores=base.scores)
+        tuned = _measure(spec, facts, judged, str(run.root / winner.checkpoint), seed)
+        judgement = None
+        if judge is not None:
+            answered = _answer_set(spec, facts, untouched, base, seed)
+            judgement = _report(spec, answered, tuned, judge, run, choice, access, finalists=len(finalists))
+    verdict = Verdict(winner=winner, base=base, tuned=tuned, judgement=judgement)
+    rate = "" if verdict.win_rate is None else f": beats the base on {verdict.win_rate}"
     data = {"what": "winner", "trial_id": winner.ask.trial_id, "metrics": tuned.metrics()}
+    if judgement is not None:
+        data["judge"] = {"state": judgement.state, "reasons": list(judgement.report.reasons)}
+        rate = rate or f": the evaluation is INVALID ({judgement.report.reasons[0]})"
     note(f"the winner, trial {winner.ask.number}, on untouched data{rate}", data)
-    return Verdict(winner=winner, base=base, tuned=tuned)
+    return verdict
 
 
 def _choose(
@@ -87,7 +129,7 @@ def _choose(
         source = str(run.root / str(finalist.checkpoint))
         each = [_measure(spec, facts, rungs, source, spec.seed + seed).metrics() for seed in FINAL_SEEDS]
         mean = {key: fmean(metrics[key] for metrics in each) for key in each[0]}
-        broken = any(violation > 0 for violation in violations(spec.constraints, mean).values())
+        broken = _broken(spec, mean)
         value = fmean([*(metrics[spec.objective.metric] for metrics in each), _found(finalist)])
         standing.append((broken, -sign * value, place))
         data = {"what": "finalist", "trial_id": finalist.ask.trial_id, "metrics": mean, "value": value}
@@ -103,3 +145,95 @@ def _found(finalist: Ended) -> float:
 def _measure(spec: SweepSpec, facts: Facts, held_out: HeldOut, source: str, seed: int) -> Measurement:
     model = load_model(source, dtype=spec.train.dtype)
     return measure_on(spec, facts, held_out, model, load_tokenizer(source), seed=seed)
+
+
+def _choose_by_judge(
+    spec: SweepSpec,
+    facts: Facts,
+    rungs: HeldOut,
+    run: RunDir,
+    finalists: Sequence[Ended],
+    note: Note,
+    judge: PairwiseJudge,
+) -> tuple[Ended, Choice]:
+    """The finalist that the judge prefers, of those that keep the constraints under fresh sampling, if any do."""
+    seed = spec.seed + FINAL_SEEDS[0]
+    measured = [_measure(spec, facts, rungs, str(run.root / str(each.checkpoint)), seed) for each in finalists]
+    sound = [k for k, each in enumerate(measured) if not _broken(spec, each.metrics())] or list(range(len(finalists)))
+    assert isinstance(spec.judge, JudgeEndpoint)
+    budget, _ = shares_of(spec.judge.max_requests, prompts=spec.finals.prompts, finalists=len(finalists))
+    answered = _answer_set(spec, facts, rungs, _measure(spec, facts, rungs, facts.base, seed), seed)
+    choice = choose(
+        judge,
+        answered,
+        [measured[k].answers for k in sound],
+        [finalists[k].ask.trial_id for k in sound],
+        budget=budget,
+        seed=seed,
+        tell=lambda message: note(message, {"what": "judging"}),
+    )
+    for row in choice.standings.rows:
+        (k,) = (k for k in sound if finalists[k].ask.trial_id == row.name)
+        data = {"what": "finalist", "trial_id": row.name, "metrics": measured[k].metrics(), "standing": row.as_dict()}
+        note(f"finalist trial {finalists[k].ask.number}: preferred over the base {row.estimate}", data)
+    best = sound[0] if choice.state == "INVALID" else sound[choice.standings.best]
+    return finalists[best], choice
+
+
+def _report(
+    spec: SweepSpec,
+    answered: AnswerSet,
+    tuned: Measurement,
+    judge: PairwiseJudge,
+    run: RunDir,
+    choice: Choice | None,
+    access: JudgeAccess | None,
+    *,
+    finalists: int,
+) -> Judgement:
+    endpoint = spec.judge if isinstance(spec.judge, JudgeEndpoint) else None
+    pairs, second = len(answered.prompts), None if endpoint is None else endpoint.second
+    if endpoint is not None:
+        _, pairs = shares_of(endpoint.max_requests, prompts=pairs, finalists=finalists)
+    with (
+        contextlib.nullcontext()
+        if second is None
+        else pairwise_judge(second, run.root, access or JudgeAccess()) as other
+    ):
+        return report(
+            judge,
+            answered,
+            tuned.answers,
+            pairs=pairs,
+            seed=spec.seed,
+            choice=choice,
+            second=other,
+            second_pairs=0 if endpoint is None else endpoint.second_pairs,
+        )
+
+
+def _answer_set(spec: SweepSpec, facts: Facts, held_out: HeldOut, base: Measurement, seed: int) -> AnswerSet:
+    """The base's answers, and two further samples of it for the control of it against itself."""
+    model, tokenizer = load_model(facts.base, dtype=spec.train.dtype), load_tokenizer(facts.base)
+    samples = [
+        generate(
+            model,
+            tokenizer,
+            held_out.prompts[:SELF_PROMPTS],
+            max_new_tokens=spec.evaluation.max_new_tokens,
+            stop_ids=facts.stop_ids,
+            temperature=spec.evaluation.temperature,
+            seed=seed + further,
+        )
+        for further in (101, 102)
+    ]
+    return AnswerSet(
+        prompts=held_out.instructions,
+        chosen=held_out.chosen,
+        base=base.answers,
+        resampled=[(a.text, b.text) for a, b in zip(*samples, strict=True)],
+    )
+
+
+def _broken(spec: SweepSpec, metrics: dict[str, float]) -> bool:
+    return any(violation > 0 for violation in violations(spec.constraints, metrics).values())

@@ -26,7 +26,9 @@ class Measurement:
     probes: dict[str, float]
     """Facts of the generated text; empty when nothing was generated."""
     scores: list[float | None] | None
-    """The judge's scores, by prompt; None without a judge."""
+    """The judge's scores, by prompt; None without a judge that scores."""
+    answers: tuple[str, ...] = ()
+    """What the model said, by prompt."""
 
     def metrics(self) -> dict[str, float]:
         """Plain numbers by name; `win_rate`, `accuracy` and `margin` are what an objective may name."""
@@ -79,4 +81,5 @@ def measure(
         win_rate=None if scores is None or against is None else win_rate(scores, against),
         probes=probes(answers, held_out.reference_lengths),
         scores=scores,
+        answers=tuple(answer.text for answer in answers),
     )

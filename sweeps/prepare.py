@@ -227,6 +227,7 @@ def _held_out(
         prompts=[encode_prompt(_turns(row), tokenizer, spec.tokens) for row, _ in asked],
         instructions=[row.instruction for row, _ in asked],
         reference_lengths=[len(pair.chosen) for _, pair in asked],
+        chosen=[row.chosen for row, _ in asked],
     )
 
 

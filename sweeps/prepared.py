@@ -9,7 +9,7 @@ report.safetensors/.json held-out pairs and prompts of the final report; no tria
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class HeldOut:
     """The same prompts as the judge reads them."""
     reference_lengths: list[int]
     """Tokens of the data's own chosen answers to these prompts."""
+    chosen: list[str] = field(default_factory=list)
+    """Those answers themselves: what a judge's controls take as good."""
     base_scores: list[float | None] | None = None
     """The judge's scores of the base model's answers to these prompts; None without a judge."""
 

@@ -93,7 +93,10 @@ def report_json(
         raise ValueError("this sweep has no result.json: it is still running, or it failed")
     best = dict(result.get("best") or {})
     objective = dict(story.spec.get("objective") or {})
+    judge = result.get("judge")
     no_judge = None if result.get("win_rate") else "no judge: the objective is " + str(objective.get("metric"))
+    if judge and judge["state"] == "INVALID":
+        no_judge = "the evaluation is INVALID: " + judge["reasons"][0]
     return {
         "name": story.spec.get("name"),
         "trials": result.get("trials") or _counts(story.trials),
@@ -108,6 +111,7 @@ def report_json(
         "objective": objective,
         "win_rate": result.get("win_rate"),
         "win_rate_reason": no_judge,
+        "judge": judge,
         "accuracy": result.get("accuracy"),
         "probes": result.get("probes"),
         "dropped_rows": result.get("dropped_rows") or {},

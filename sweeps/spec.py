@@ -12,44 +12,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from simpo.config import LoraConfig, OptimConfig, TokenPolicy, TrainConfig
 from simpo.errors import ConfigError
 from simpo.methods import METHODS, method_from_dict, method_to_dict
 from sweeps.constraints import parse_constraint
 from sweeps.defaults import PRACTICE as PRACTICE
-from sweeps.defaults import with_task_defaults
+from sweeps.defaults import scores_answers, with_task_defaults
 from sweeps.faults import SpecError, faults_of
+from sweeps.judges_spec import JudgeSpec, RewardModel
 from sweeps.spaces import Axis, Scalar, check_space
+from sweeps.strict import Strict, shorthand
 
-JUDGES = (PRACTICE,)
 METRICS = ("win_rate", "accuracy", "margin")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_unknown_key(cls, values: Any) -> Any:
-        if isinstance(values, Mapping):
-            for key in values:
-                if key not in cls.model_fields:
-                    raise PydanticCustomError(
-                        "unknown_key",
-                        "unknown key: use one of {known}",
-                        {"key": str(key), "known": ", ".join(cls.model_fields)},
-                    )
-        return values
-
-
-def _shorthand(key: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
-
-
-class Dataset(_Strict):
+class Dataset(Strict):
     """Preference data. A plain string is short for {train: ...}."""
 
     train: Annotated[str, Field(min_length=1)]
@@ -63,7 +42,7 @@ class Dataset(_Strict):
     """Use at most so many rows of `train`."""
 
 
-class Tpe(_Strict):
+class Tpe(Strict):
     """Tree-structured Parzen estimator, multivariate, with constant liar for running trials."""
 
     type: Literal["tpe"]
@@ -71,13 +50,13 @@ class Tpe(_Strict):
     """Random points before the estimator takes over."""
 
 
-class RandomSearch(_Strict):
+class RandomSearch(Strict):
     """Independent random points."""
 
     type: Literal["random"]
 
 
-class Asha(_Strict):
+class Asha(Strict):
     """Successive halving with cut-offs that are fixed when a trial is asked (sweeps/README.md, decisions)."""
 
     type: Literal["asha"]
@@ -94,20 +73,20 @@ class Asha(_Strict):
         return rungs
 
 
-class NoScheduler(_Strict):
+class NoScheduler(Strict):
     """Every trial runs to full budget."""
 
     type: Literal["none"]
 
 
-class Objective(_Strict):
+class Objective(Strict):
     """What the search improves: a number measured on the rung data, never on the evaluation set of the report."""
 
     metric: Literal["win_rate", "accuracy", "margin"]
     goal: Literal["maximize", "minimize"] = "maximize"
 
 
-class Budget(_Strict):
+class Budget(Strict):
     """A hard stop that still returns the best so far."""
 
     trials: Annotated[int, Field(ge=1, le=10_000)] = 16
@@ -117,7 +96,7 @@ class Budget(_Strict):
     """After so many seconds no trial starts and running ones stop; finals still run."""
 
 
-class Train(_Strict):
+class Train(Strict):
     """The step, the same for all trials (simpo.config.TrainConfig without steps and seed)."""
 
     batch_pairs: Annotated[int, Field(ge=1)] = TrainConfig.batch_pairs
@@ -128,7 +107,7 @@ class Train(_Strict):
     checkpointing: Literal["off", "on", "auto"] = TrainConfig.checkpointing
 
 
-class Optim(_Strict):
+class Optim(Strict):
     """The optimiser, the same for all trials (simpo.config.OptimConfig without learning_rate)."""
 
     schedule: Literal["wsd", "cosine", "constant"] = OptimConfig.schedule
@@ -146,7 +125,7 @@ class Optim(_Strict):
         return self
 
 
-class Evaluation(_Strict):
+class Evaluation(Strict):
     """Generation at rungs and in the finals."""
 
     rung_prompts: Annotated[int, Field(ge=0)] = 200
@@ -155,14 +134,14 @@ class Evaluation(_Strict):
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
 
 
-class Finals(_Strict):
+class Finals(Strict):
     """The finalists, chosen on rung data, meet on fresh prompts."""
 
     candidates: Annotated[int, Field(ge=1)] = 2
     prompts: Annotated[int, Field(ge=2)] = 500
 
 
-class Parallel(_Strict):
+class Parallel(Strict):
     """How much runs at once."""
 
     trials: Annotated[int, Field(ge=1)] = 2
@@ -170,13 +149,14 @@ class Parallel(_Strict):
     """More than 1: data-parallel workers through Ray Train."""
 
 
-class _Job(_Strict):
+class _Job(Strict):
     """What sweeps and runs have in common."""
 
     name: str
     base_model: Annotated[str, Field(min_length=1)] = PRACTICE
-    dataset: Annotated[Dataset, _shorthand("train")] = Dataset(train=PRACTICE)
-    judge: Literal["practice"] | None = None
+    dataset: Annotated[Dataset, shorthand("train")] = Dataset(train=PRACTICE)
+    judge: JudgeSpec | None = None
+    """Who compares answers: see `sweeps.judges_spec`. One that scores answers does so at the rungs too."""
     constraints: dict[str, str] = Field(default_factory=dict)
     train: Train = Train()
     optim: Optim = Optim()
@@ -225,11 +205,11 @@ class SweepSpec(_Job):
     space: dict[str, Axis] = Field(default_factory=dict)
     presets: Literal["none", "paper"] = "none"
     """paper: the authors' released settings are tried first; a value of theirs outside the space is sampled instead."""
-    sampler: Annotated[Annotated[Tpe | RandomSearch, Field(discriminator="type")], _shorthand("type")] = Tpe(type="tpe")
-    scheduler: Annotated[Annotated[Asha | NoScheduler, Field(discriminator="type")], _shorthand("type")] = Asha(
+    sampler: Annotated[Annotated[Tpe | RandomSearch, Field(discriminator="type")], shorthand("type")] = Tpe(type="tpe")
+    scheduler: Annotated[Annotated[Asha | NoScheduler, Field(discriminator="type")], shorthand("type")] = Asha(
         type="asha"
     )
-    objective: Annotated[Objective, _shorthand("metric")] = Objective(metric="accuracy")
+    objective: Annotated[Objective, shorthand("metric")] = Objective(metric="accuracy")
     budget: Budget = Budget()
     finals: Finals = Finals()
     parallel: Parallel = Parallel()
@@ -247,10 +227,11 @@ class SweepSpec(_Job):
             check_space(self.method, self.space)
         except ConfigError as error:
             raise ConfigError(error.message, f"space.{error.field}" if error.field else "space") from error
-        if self.objective.metric == "win_rate" and self.judge is None:
-            raise ConfigError(
-                "win_rate needs a judge: set judge: practice, or use accuracy or margin", "objective.metric"
-            )
+        if self.objective.metric == "win_rate" and not scores_answers(self.judge):
+            reason = "needs a judge: set judge: practice, or"
+            if self.judge is not None:
+                reason = "is measured at every rung, and an endpoint judges the finals alone:"
+            raise ConfigError(f"win_rate {reason} use accuracy or margin", "objective.metric")
         if isinstance(self.scheduler, Asha):
             steps = [round(rung * self.budget.steps) for rung in self.scheduler.rungs]
             if steps != sorted(set(steps)) or steps[0] < 1 or steps[-1] >= self.budget.steps:
@@ -266,7 +247,7 @@ class SweepSpec(_Job):
 class RunSpec(_Job):
     """A single training job: the one-point sweep."""
 
-    method: Annotated[dict[str, Scalar | None], _shorthand("name")] = {"name": "simpo"}
+    method: Annotated[dict[str, Scalar | None], shorthand("name")] = Field(default={"name": "simpo"})
     """{name: ..., hyperparameter: value, ...}; here `gamma` is allowed and becomes gamma_beta_ratio."""
     learning_rate: Annotated[float, Field(gt=0)]
     steps: Annotated[int, Field(ge=1)] = 120
@@ -294,7 +275,7 @@ class RunSpec(_Job):
             space={"learning_rate": self.learning_rate, **point},
             sampler=RandomSearch(type="random"),
             scheduler=NoScheduler(type="none"),
-            objective=Objective(metric="win_rate" if self.judge else "accuracy"),
+            objective=Objective(metric="win_rate" if scores_answers(self.judge) else "accuracy"),
             budget=Budget(trials=1, steps=self.steps, wall_clock_s=self.wall_clock_s),
             finals=Finals(candidates=1, prompts=self.finals_prompts),
             parallel=Parallel(trials=1, workers_per_trial=self.workers),
@@ -344,7 +325,10 @@ def with_absolute_paths(spec: SweepSpec) -> SweepSpec:
         return str(Path(source).expanduser().absolute())
 
     dataset = spec.dataset.model_copy(update={key: located(getattr(spec.dataset, key)) for key in ("train", "eval")})
-    return spec.model_copy(update={"base_model": located(spec.base_model), "dataset": dataset})
+    judge = spec.judge
+    if isinstance(judge, RewardModel):
+        judge = judge.model_copy(update={"model": located(judge.model)})
+    return spec.model_copy(update={"base_model": located(spec.base_model), "dataset": dataset, "judge": judge})
 
 
 def read_yaml(text: str) -> Any:

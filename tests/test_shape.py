@@ -18,7 +18,7 @@ READS_ENVIRONMENT: Mapping[str, str] = {
     "service/settings.py": "the one place where the service is configured",
     "service/cli.py": "the command line is a client: address, key and home of whoever types",
     "service/local_process.py": "hands the environment on to the processes of the embedded stack",
-    "sweeps/__main__.py": "Ray tells its jobs by RAY_ADDRESS which cluster is theirs",
+    "sweeps/__main__.py": "Ray tells its jobs by RAY_ADDRESS which cluster is theirs; a spec names its judge's key",
     "sweeps/ray_session.py": "sets what Ray and Tune read nowhere else; reads nothing",
 }
 """Files that may read environment variables, each with its reason."""
