@@ -26,7 +26,7 @@ from simpo.errors import ConfigError, DataError, NonFiniteStep, SimPOError
 from simpo.evaluation.preference import PreferenceReport, preference_accuracy, preference_by_length
 from simpo.fit import TrainState, fit
 from simpo.lora import add_lora
-from simpo.memory import apply_checkpointing
+from simpo.memory import apply_checkpointing, keep_freed_pages
 from simpo.methods import METHODS, Method, method_from_dict, method_to_dict
 from simpo.model import load_model, load_tokenizer
 from simpo.objectives import objective_of
@@ -46,6 +46,7 @@ console = Console(stderr=True)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; exit code 0, 1 when training broke off or the doctor found an error, 2 for a user's mistake."""
     args = _parser().parse_args(argv)
+    keep_freed_pages()
     transformers_logging.disable_progress_bar()
     try:
         code: int | None = args.run(args)

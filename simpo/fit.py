@@ -169,7 +169,9 @@ def accumulate(state: TrainState, batch: MicroBatch, step: StepContext) -> tuple
     """
     model = state.model
     head = model.get_output_embeddings().weight
-    hidden_Sh = hidden_rows(model, batch)
+    grad_head_Vh = _gradient_of(state, head)
+    embedding = _Embedding(state, batch)
+    hidden_Sh = hidden_rows(model, batch, embedding.rows_1Th)
     reference_2B = None if step.reference is None else step.reference.sums_of(batch.pair_ids).to(hidden_Sh.device)
     losses: list[Loss] = []
 
@@ -187,12 +189,12 @@ def accumulate(state: TrainState, batch: MicroBatch, step: StepContext) -> tuple
         return torch.stack((chosen_B, rejected_B), dim=1).reshape(-1) / step.global_pairs
 
     with torch.no_grad():
-        grad_head_Vh = torch.zeros_like(head, dtype=torch.float32) if head.requires_grad else None
         sums_2B, grad_Sh = head_with_gradient(
             hidden_Sh.detach(), head, batch, coefficients, grad_head_Vh, softcap=softcap_of(model)
         )
     hidden_Sh.backward(grad_Sh)  # type: ignore[no-untyped-call]
-    _collect(state, head, grad_head_Vh)
+    embedding.collect()
+    _collect(state)
     merged = Loss(*(torch.cat(parts) for parts in zip(*map(_fields, losses), strict=True)))
     return merged, sums_2B
 
@@ -220,14 +222,46 @@ def _fields(loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
     return loss.per_pair_B, loss.chosen_reward_B, loss.rejected_reward_B
 
 
-def _collect(state: TrainState, head: Tensor, grad_head_Vh: Tensor | None) -> None:
-    """Add the head's gradient, and move a bfloat16 model's gradients into its float32 masters."""
-    for parameter, weight in zip(state.trained(), state.weights, strict=True):
-        if parameter is head and grad_head_Vh is not None:
+class _Embedding:
+    """Looks the tokens' embeddings up and adds their gradient to the float32 master, row by row.
+
+    Left to autograd, each micro-batch would make, fill and convert a gradient as large as the vocabulary.
+    """
+
+    def __init__(self, state: TrainState, batch: MicroBatch) -> None:
+        module = state.model.get_input_embeddings()
+        self._batch = batch
+        self._padding = getattr(module, "padding_idx", None)
+        self._grad_Vh = None
+        self.rows_1Th: Tensor | None = None
+        """A leaf of the graph; None where the model must look them up: a frozen embedding, or one that does more."""
+        if type(module) is nn.Embedding and module.weight.requires_grad:
+            self._grad_Vh = _gradient_of(state, module.weight)
+            self.rows_1Th = module.weight.detach()[batch.input_ids_T][None].requires_grad_()
+
+    def collect(self) -> None:
+        """After the backward."""
+        if self.rows_1Th is None or self._grad_Vh is None or self.rows_1Th.grad is None:
+            return
+        ids_T, grad_Th = self._batch.input_ids_T, self.rows_1Th.grad[0].float()
+        if self._padding is not None:  # as nn.Embedding does
+            grad_Th = grad_Th.masked_fill_((ids_T == self._padding)[:, None], 0.0)
+        self._grad_Vh.index_add_(0, ids_T, grad_Th)
+
+
+def _gradient_of(state: TrainState, parameter: Tensor) -> Tensor | None:
+    """The float32 gradient of a parameter's master, made if there is none yet; None for a frozen parameter."""
+    for trained, weight in zip(state.trained(), state.weights, strict=True):
+        if trained is parameter:
             if weight.grad is None:
-                weight.grad = grad_head_Vh
-            else:
-                weight.grad += grad_head_Vh
+                weight.grad = torch.zeros_like(weight)
+            return weight.grad
+    return None
+
+
+def _collect(state: TrainState) -> None:
+    """Move a bfloat16 model's gradients into its float32 masters."""
+    for parameter, weight in zip(state.trained(), state.weights, strict=True):
         if parameter is not weight and parameter.grad is not None:
             weight.grad = parameter.grad.float() if weight.grad is None else weight.grad.add_(parameter.grad)
             parameter.grad = None

@@ -1,9 +1,10 @@
-"""Gradient checkpointing, when memory asks for it: what the forward keeps for the backward, and what is free.
+"""Memory: gradient checkpointing when it asks for it, and freed pages that stay with the process.
 
 Checkpointing keeps a layer's input alone and runs its forward again in the backward: the same gradients, a third more
 work. So it is off unless asked for, or unless (`auto`) the estimate below exceeds what is free.
 """
 
+import ctypes
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,24 @@ USABLE = 0.8
 """Share of the free memory that activations may take; the rest is for the head's tile and what the estimate misses."""
 BYTES_PER_TRAINED = 12
 """Of gradient and two moments, all float32, that the first optimiser step allocates for each trained weight."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Names of two settings in glibc's malloc.h."""
+
+
+def keep_freed_pages() -> bool:
+    """Let this process reuse the memory that it frees, instead of giving it back and faulting it in again.
+
+    By default glibc maps every block over 32 MB anew, and the kernel clears its pages: 7 to 9 % of a training step on a
+    CPU (46,000 page faults a step of the 30M Llama; 500 with this). The resident size stays at its peak. For processes
+    whose work is training or generation; call it once, at their start. False where the C library is another one.
+    """
+    try:
+        library = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return False
+    limits = ((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1))
+    return all(library.mallopt(setting, limit) == 1 for setting, limit in limits)
 
 
 def apply_checkpointing(model: Any, plan: PackedPlan, mode: Literal["off", "on", "auto"]) -> bool:

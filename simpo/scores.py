@@ -63,11 +63,14 @@ Coefficients = Callable[[Tensor, Sequence[int]], Tensor]
 """(sums_2b, positions of the b pairs in the micro-batch) -> dLoss/dsum of the 2b responses of one tile."""
 
 
-def hidden_rows(model: Any, batch: MicroBatch) -> Tensor:
-    """The S hidden states that predict response tokens, shape (S, h), after the final norm."""
+def hidden_rows(model: Any, batch: MicroBatch, embedded_1Th: Tensor | None = None) -> Tensor:
+    """The S hidden states that predict response tokens, shape (S, h), after the final norm.
+
+    `embedded_1Th`: the tokens' embeddings, for a caller who wants the gradient by them; None: the model looks them up.
+    """
     layout = PairLayout.of(batch, batch.input_ids_T.device)
     output = model.get_decoder()(
-        input_ids=batch.input_ids_T[None],
+        **({"input_ids": batch.input_ids_T[None]} if embedded_1Th is None else {"inputs_embeds": embedded_1Th}),
         position_ids=batch.position_ids_T[None],
         use_cache=False,
         pair_layout=layout,

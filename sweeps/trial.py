@@ -24,7 +24,7 @@ from simpo.config import OptimConfig
 from simpo.errors import NonFiniteStep, SimPOError
 from simpo.fit import TrainState, fit
 from simpo.lora import add_lora
-from simpo.memory import apply_checkpointing
+from simpo.memory import apply_checkpointing, keep_freed_pages
 from simpo.methods import method_from_dict, method_to_dict
 from simpo.model import load_model, load_tokenizer
 from simpo.policy_hash import policy_record
@@ -202,6 +202,7 @@ def run_trial(config: dict[str, Any]) -> None:
     from ray import tune  # noqa: PLC0415  # lazy: train_trial and its tests work without Ray
 
     assignment = Assignment.from_config(config)
+    keep_freed_pages()
     torch.set_num_threads(1)  # one trial, one core: the plan's parallelism is over trials
     try:
         for update in train_trial(workbench(assignment), assignment):

@@ -9,6 +9,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from simpo.memory import keep_freed_pages
 from sweeps.trial import Assignment, train_trial, workbench
 
 DRIVER_CPUS = 0.01
@@ -37,6 +38,7 @@ def run_worker_trial(config: dict[str, Any]) -> None:
 
 def _loop(config: dict[str, Any]) -> None:
     """One rank. Every rank reports every update: Train takes rank 0's metrics once all have spoken."""
+    keep_freed_pages()
     torch.set_num_threads(1)
     assignment = Assignment.from_config(config)
     for update in train_trial(workbench(assignment), assignment):

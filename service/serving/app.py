@@ -75,7 +75,9 @@ def _load(args: ModelArgs) -> Engine:
     import torch  # noqa: PLC0415  # lazy: `build` runs in a process of its own, which must not pay for torch
 
     from service.serving.engines.transformers import TransformersEngine  # noqa: PLC0415  # lazy: as above
+    from simpo.memory import keep_freed_pages  # noqa: PLC0415  # lazy: as above
 
     # One replica, one core: trials train on the others, and more threads slow both down.
+    keep_freed_pages()
     torch.set_num_threads(1)
     return TransformersEngine.load(args.model_path, dtype=args.dtype, max_batch=args.max_batch)
