@@ -57,6 +57,8 @@ class Settings:
     """Custom Ray resource of the nodes that may run drivers; unset: the head."""
     driver_stop_s: int = _env("SIMPO_DRIVER_STOP_S", 15)
     """Seconds a stopped driver has to write its last records before Ray kills it."""
+    public_judges: bool = _env("SIMPO_PUBLIC_JUDGES", False)
+    """Send judges' requests to public addresses alone, and keys only where <NAME>_URL says: for specs of strangers."""
 
     def __post_init__(self) -> None:
         for name in ("ray_jobs_url", "ray_serve_url", "serve_url"):

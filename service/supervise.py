@@ -150,9 +150,12 @@ class Supervisor:
 
     def _try_submit(self, name: str, sweep: Sweep, attempt: Attempt) -> JobsError | None:
         """None when Ray has the job; the refusal when it certainly has not. Raises JobsError when nobody can tell."""
-        command = driver_command(self._settings.driver_python, self._settings.run_dir(sweep.id), attempt.n)
+        settings = self._settings
+        command = driver_command(
+            settings.driver_python, settings.run_dir(sweep.id), attempt.n, public_judge=settings.public_judges
+        )
         try:
-            self._jobs.submit(name, command, driver_env(self._settings.driver_stop_s))
+            self._jobs.submit(name, command, driver_env(settings.driver_stop_s))
         except JobsError as error:
             log.warning("%s: submit unclear: %s", name, error)
             return None if self._jobs.get(name) is not None else error

@@ -32,6 +32,10 @@ def result_view(result: Mapping[str, Any]) -> Group:
         facts.add_row("win rate over base", estimate(result["win_rate"]))
     if judge := result.get("judge"):
         facts.add_row("judge", f"{judge['judge']['model']}: {'; '.join([judge['state'], *judge['reasons']])}")
+    for row in result["leaderboard"]:
+        if judged := row.get("judged"):
+            ties = f", tied with {', '.join(judged['tied_with'])}" if judged["tied_with"] else ""
+            facts.add_row(f"{judged['name']} over base", estimate(judged) + ties)
     for who, accuracy in result["accuracy"].items():
         facts.add_row(f"accuracy of {who}", estimate(accuracy))
     facts.add_row("seconds", ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in result["seconds"].items()))

@@ -214,7 +214,7 @@ class _Attempt:
                 "checkpoint": winner.checkpoint,
                 "step": winner.outcome.step,
             },
-            "leaderboard": leaderboard(list(ledger.ended.values()), self.spec.objective),
+            "leaderboard": leaderboard(list(ledger.ended.values()), self.spec.objective, verdict.judged),
             "trials": counts,
             "win_rate": None if verdict.win_rate is None else verdict.win_rate.as_dict(),
             "judge": None if verdict.judgement is None else verdict.judgement.as_dict(),

@@ -68,6 +68,12 @@ class Verdict:
         # A judge that scores has given the same preferences in `measure`.
         return self.tuned.win_rate or self.judgement.report.win_rate
 
+    @property
+    def judged(self) -> dict[str, dict[str, Any]]:
+        """How the finalists stand to each other under the judge, by trial id; empty where it did not choose."""
+        choice = None if self.judgement is None else self.judgement.choice
+        return {} if choice is None else {row.name: row.as_dict() for row in choice.standings.rows}
+
     def accuracy(self) -> dict[str, dict[str, Any]]:
         """Length-normalised accuracy of both, with intervals."""
         both = {"base": self.base, "winner": self.tuned}

@@ -63,6 +63,7 @@ def test_the_entrypoint_is_safe_in_a_shell() -> None:
     assert command == (
         "'/opt/a b/python' -m sweeps run '/store/$(x)/swp_1/spec.json' --out '/store/$(x)/swp_1' --attempt 3"
     )
+    assert driver_command("python", Path("/s"), 1, public_judge=True).endswith(" --attempt 1 --public-judge")
 
 
 @pytest.mark.parametrize("odd", ["a/b", "../../etc/passwd", "x" * 300, "A", "é", "1a", ""])

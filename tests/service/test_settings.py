@@ -28,6 +28,7 @@ EVERYTHING = Settings(
     driver_python="/opt/python",
     driver_resource="driver",
     driver_stop_s=60,
+    public_judges=True,
 )
 
 

@@ -107,6 +107,7 @@ def test_a_good_judge_chooses_and_reports_and_is_not_paid_twice(stage: Stage) ->
         assert {row["name"] for row in rows} == {"t0", "t1"}
         assert all(row["judged"] == 24 or row["eliminated"] for row in rows)
         assert verdict.winner.ask.trial_id == rows[0]["name"]
+        assert verdict.judged == {row["name"]: row for row in rows}
         assert verdict.win_rate is verdict.judgement.report.win_rate and verdict.win_rate.n == 30
         assert all(each["passed"] for each in told["controls"]) and len(told["controls"]) == 5
         assert told["spent"]["requests"] == len(server.bodies) <= 600

@@ -183,6 +183,10 @@ def test_the_leaderboard_states_ties(tmp_path: Path) -> None:
     assert [row["tied_with_best"] for row in rows] == [True, True, False, False, False, False, False]
     assert (rows[0]["low"], rows[0]["high"]) == pytest.approx((0.85, 0.95))
     assert rows[-1]["state"] == "FAILED"
+    assert {row["judged"] for row in rows} == {None}
+    standing = {"estimate": 0.6, "judged": 80, "tied_with": []}
+    judged = leaderboard(list(ledger.ended.values()), ledger.spec.objective, {rows[1]["trial_id"]: standing})
+    assert [row["judged"] for row in judged[:3]] == [None, standing, None]
 
 
 def _stopped(ledger: Ledger, told: Assignment | None, state: Any, step: int, value: float) -> None:
