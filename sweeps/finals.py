@@ -161,11 +161,13 @@ def _choose_by_judge(
     finalists: Sequence[Ended],
     note: Note,
     judge: PairwiseJudge,
-) -> tuple[Ended, Choice]:
+) -> tuple[Ended, Choice | None]:
     """The finalist that the judge prefers, of those that keep the constraints under fresh sampling, if any do."""
     seed = spec.seed + FINAL_SEEDS[0]
     measured = [_measure(spec, facts, rungs, str(run.root / str(each.checkpoint)), seed) for each in finalists]
     sound = [k for k, each in enumerate(measured) if not _broken(spec, each.metrics())] or list(range(len(finalists)))
+    if len(sound) == 1:
+        return finalists[sound[0]], None
     assert isinstance(spec.judge, JudgeEndpoint)
     budget, _ = shares_of(spec.judge.max_requests, prompts=spec.finals.prompts, finalists=len(finalists))
     answered = _answer_set(spec, facts, rungs, _measure(spec, facts, rungs, facts.base, seed), seed)

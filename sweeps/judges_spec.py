@@ -24,7 +24,7 @@ MIN_REQUESTS = 400
 something about the answers."""
 
 _INSIDE = (".local", ".internal", ".svc", ".localhost", ".home.arpa")
-_KEY_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,59}_API_KEY")
+_KEY_NAME = re.compile(r"(?!SIMPO_|RAY_)[A-Z][A-Z0-9_]{0,59}_API_KEY")  # not the keys of the service itself
 
 
 class RewardModel(Strict):

@@ -38,6 +38,7 @@ def _spec(judge: Any, **changes: Any) -> SweepSpec:
         ({**JUDGE, "api_key": KEY}, "judge.api_key", "unknown key"),
         ({**JUDGE, "api_key_env": KEY}, "judge.api_key_env", "ends in _API_KEY"),
         ({**JUDGE, "api_key_env": "AWS_SECRET_ACCESS_KEY"}, "judge.api_key_env", "ends in _API_KEY"),
+        ({**JUDGE, "api_key_env": "SIMPO_API_KEY"}, "judge.api_key_env", "ends in _API_KEY"),
         ({**JUDGE, "url": f"https://me:{KEY}@h/v1"}, "judge.url", "must not hold credentials"),
         ({**JUDGE, "url": f"https://h/v1?key={KEY}"}, "judge.url", "query or fragment"),
         ({**JUDGE, "url": "file:///etc/passwd"}, "judge.url", "https://host/v1"),
