@@ -112,6 +112,9 @@ class JudgeEndpoint(Endpoint):
                 f"must be at least {MIN_REQUESTS}: hidden controls and both orders of each pair are part of it",
                 "max_requests",
             )
+        second = self.second
+        if isinstance(second, Endpoint) and (second.url, second.model) == (self.url, self.model):
+            raise ConfigError("must be another judge: a judge agrees with itself", "second.model")
         return self
 
 

@@ -14,7 +14,6 @@ from simpo.evaluation.verdicts import Comparison
 from simpo.model import load_model, load_tokenizer
 from simpo.practice_task import score
 from sweeps.finals import hold_finals
-from sweeps.judged_finals import shares_of
 from sweeps.judges import RECORD, JudgeAccess, check_judges, pairwise_judge
 from sweeps.judges_http import JudgeError
 from sweeps.judges_spec import MIN_REQUESTS
@@ -195,13 +194,3 @@ def test_an_endpoint_that_does_not_answer_shows_before_anything_is_begun(stage: 
         judge = stage.spec(_endpoint(server)).judge
         with pytest.raises(JudgeError, match="gave no answer"):
             check_judges(judge, stage.run.root, JudgeAccess())
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize("finalists", [1, 2, 8])
-@pytest.mark.parametrize("budget", [MIN_REQUESTS, 1000, 10_000])
-def test_the_budget_is_shared_out_within_itself(budget: int, finalists: int) -> None:
-    choice, pairs = shares_of(budget, prompts=500, finalists=finalists)
-    controls = 60 + (40 if finalists > 1 else 0) + choice // (20 * max(2, finalists)) * 5
-    assert 1 + 2 * (choice + pairs + controls) <= budget
-    assert pairs >= 30 and (choice >= 30 or finalists == 1)

@@ -11,6 +11,7 @@ from simpo.errors import ConfigError
 from simpo.evaluation.templates import TEMPLATES
 from simpo.evaluation.verdicts import Comparison
 from sweeps.faults import SpecError
+from sweeps.judged_finals import shares_of
 from sweeps.judges import JudgeAccess
 from sweeps.judges_reach import NotPublic, PublicOnly, is_public
 from sweeps.judges_spec import MIN_REQUESTS, Endpoint, checked_url
@@ -48,6 +49,7 @@ def _spec(judge: Any, **changes: Any) -> SweepSpec:
         ({**JUDGE, "max_cost": 1.0}, "judge.max_cost", "price_in and price_out"),
         ({**JUDGE, "mode": "stars"}, "judge.mode", "'text' or 'logprobs'"),
         ({**JUDGE, "second": {"type": "openai"}}, "judge.second.url", "is required"),
+        ({**JUDGE, "second": JUDGE}, "judge.second.model", "must be another judge"),
         ({**JUDGE, "second": {**JUDGE, "second": JUDGE}}, "judge.second.second", "unknown key"),
         ({"type": "reward_model"}, "judge.model", "is required"),
         ({"type": "reward_model", "model": "m", "code": True}, "judge.code", "unknown key"),
@@ -208,3 +210,12 @@ def test_a_key_is_taken_out_wherever_it_stands() -> None:
     output = {"text": f"a {KEY} b", "top": [[KEY, -0.1], ["x", -1]], "finish": KEY}
     assert without(KEY, output) == {"text": "a (key) b", "top": [["(key)", -0.1], ["x", -1]], "finish": "(key)"}
     assert without("", output) == output
+
+
+@pytest.mark.parametrize("finalists", [1, 2, 8])
+@pytest.mark.parametrize("budget", [MIN_REQUESTS, 1000, 10_000])
+def test_the_budget_is_shared_out_within_itself(budget: int, finalists: int) -> None:
+    choice, pairs = shares_of(budget, prompts=500, finalists=finalists)
+    controls = 60 + (40 if finalists > 1 else 0) + choice // (20 * max(2, finalists)) * 5
+    assert 1 + 2 * (choice + pairs + controls) <= budget
+    assert pairs >= 30 and (choice >= 30 or finalists == 1)
