@@ -103,6 +103,20 @@ def _mean_of_rounded(mean: float) -> float:
     return float(np.diff(beta(2 * mean, 2 * (1 - mean)).cdf(edges)) @ np.linspace(0, 1, 11))
 
 
+def test_the_intervals_cover_the_truth_where_the_comparison_stopped() -> None:
+    """Stopping when somebody looks better would fool an interval for a fixed number of judgements."""
+    means = (0.62, 0.55, 0.5, 0.42)
+    truth = judgements(np.random.default_rng(6), means, 400_000).mean(axis=1)
+    covered, stopped = [], set()
+    for seed in range(150):
+        table = _Table(judgements(np.random.default_rng([7, seed]), means, 400))
+        standings = compare_adaptively([str(k) for k in range(4)], table, prompts=400)
+        stopped.add(standings.ended)
+        covered += [row.estimate.low <= truth[int(row.name)] <= row.estimate.high for row in standings.rows]
+    assert stopped == {"separated", "prompts"}
+    assert np.mean(covered) >= 0.93
+
+
 @pytest.mark.parametrize("n", [50, 200, 500])
 def test_the_fixed_intervals_cover_the_truth(n: int) -> None:
     """At least 93 % at nominal 95 %, for shades of preference and for shares, over easy and lopsided truths."""
