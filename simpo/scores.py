@@ -89,13 +89,13 @@ def head_sums(
     hidden_Sh: Tensor, weight_Vh: Tensor, batch: MicroBatch, *, softcap: float | None = None
 ) -> Tensor:
     """Summed log-probability of each response, shape 2B (chosen, rejected in turn), float32, without a gradient."""
-    sums_2B = torch.zeros(2 * batch.num_pairs, dtype=torch.float32, device=hidden_Sh.device)
+    sums_2B = torch.zeros(2 * batch.num_pairs, dtype=torch.float64, device=hidden_Sh.device)
     for tile in tiles(batch):
         rows = slice(tile.first_row, tile.end_row)
         logits_SV = hidden_Sh[rows] @ weight_Vh.t()
         logp_S = _target_log_probabilities(logits_SV, batch.target_S[rows], softcap)
         sums_2B.index_add_(0, batch.owner_S[rows], logp_S)
-    return sums_2B
+    return sums_2B.float()
 
 
 def head_with_gradient(
@@ -121,7 +121,7 @@ def head_with_gradient(
     Returns (sums_2B float32, gradient of shape (S, h)). `grad_weight_Vh` (float32) collects the head's own gradient,
     or is None when the head is frozen. No autograd graph is made.
     """
-    sums_2B = torch.zeros(2 * batch.num_pairs, dtype=torch.float32, device=hidden_Sh.device)
+    sums_2B = torch.zeros(2 * batch.num_pairs, dtype=torch.float64, device=hidden_Sh.device)
     grad_Sh = torch.empty_like(hidden_Sh)
     for tile in tiles(batch):
         rows, sides = slice(tile.first_row, tile.end_row), slice(2 * tile.pairs[0], 2 * tile.pairs[-1] + 2)
@@ -129,7 +129,7 @@ def head_with_gradient(
         errors_SV = hidden @ weight_Vh.t()
         logp_S = _target_log_probabilities(errors_SV, target, softcap, errors_SV)
         sums_2B.index_add_(0, owner, logp_S)
-        coefficient_S1 = -coefficients(sums_2B[sides], tile.pairs)[owner - sides.start][:, None]
+        coefficient_S1 = -coefficients(sums_2B[sides].float(), tile.pairs)[owner - sides.start][:, None]
         grad_Sh[rows] = (errors_SV @ weight_Vh).float() * coefficient_S1
         if grad_weight_Vh is not None:
             weighted = (hidden.float() * coefficient_S1).to(hidden.dtype)
@@ -137,7 +137,7 @@ def head_with_gradient(
                 grad_weight_Vh.addmm_(errors_SV.t(), weighted)
             else:
                 grad_weight_Vh += errors_SV.t() @ weighted
-    return sums_2B, grad_Sh
+    return sums_2B.float(), grad_Sh
 
 
 @dataclass(frozen=True)
@@ -208,12 +208,13 @@ def score_pairs(model: Any, batches: Sequence[MicroBatch]) -> Scores:
 def _target_log_probabilities(
     logits_SV: Tensor, target_S: Tensor, softcap: float | None, errors_SV: Tensor | None = None
 ) -> Tensor:
-    """Log-probability of each row's target, float32 of shape S; `errors_SV` (it may be the logits) takes the errors.
+    """Log-probability of each row's target, shape S; `errors_SV` (it may be the logits) takes the errors.
 
     The upcast matters: log-softmax in bfloat16 shifts an average by -0.017, that is 0.17 in reward at beta 10. An error
-    is rounded once, after the subtraction, so a probability close to 1 leaves an exact gradient.
+    is rounded once, after the subtraction, so a probability close to 1 leaves an exact gradient. The result is float64
+    for the sums over hundreds of tokens that follow: one after another in float32 they would lose 1e-5 of an average.
     """
-    logp_S = torch.empty(len(target_S), dtype=torch.float32, device=logits_SV.device)
+    logp_S = torch.empty(len(target_S), dtype=torch.float64, device=logits_SV.device)
     rows_at_once = max(1, SOFTMAX_ENTRIES // logits_SV.shape[1]) if logits_SV.device.type == "cpu" else len(target_S)
     for first in range(0, len(target_S), rows_at_once):
         rows = slice(first, first + rows_at_once)
