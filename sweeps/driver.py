@@ -14,6 +14,7 @@ import torch
 from ray import tune
 
 from simpo.errors import SimPOError
+from simpo.memory import keep_freed_pages
 from sweeps.budget import WallClock, plan_budget
 from sweeps.finals import Verdict, hold_finals, no_winner
 from sweeps.judges import JudgeAccess, check_judges
@@ -59,6 +60,7 @@ def run_attempt(
     attempt = run.claim_next() if number is None else run.claim(number)
     attempt.listeners.extend(listeners)
     clock = WallClock(spec.budget.wall_clock_s)
+    keep_freed_pages()
     torch.set_num_threads(1)  # as in the trials, so that the base is measured as they are
     quiet_transformers()
     started = {
