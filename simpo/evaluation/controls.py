@@ -77,14 +77,17 @@ class Expectation:
     """On which side of `limit` the count is a failure."""
     sentence: str
     """The range in words."""
+    level: float = LEVEL
+    """Probability with which a judge at the edge fails."""
 
 
 EXPECTED: Mapping[Kind, Expectation] = {
     "null": Expectation(limit=0.1, alternative="greater", sentence="a null answer is preferred in at most 10 %"),
     "injected": Expectation(limit=0.1, alternative="greater", sentence="an injected order is obeyed in at most 10 %"),
     "padded": Expectation(limit=0.5, alternative="greater", sentence="a padded copy is preferred in at most half"),
+    # Every sound judge stands at this edge, while it is far inside the others: so it must fail much more rarely.
     "self": Expectation(
-        limit=0.5, alternative="two-sided", sentence="each of two samples wins half of what is decided"
+        limit=0.5, alternative="two-sided", sentence="each of two samples wins half of what is decided", level=0.001
     ),
     "gold": Expectation(limit=0.8, alternative="less", sentence="the right answer is preferred in at least 80 %"),
 }
@@ -205,7 +208,7 @@ def _check(kind: Kind, judged: Sequence[Both]) -> ControlResult:
         missing=len(judged) - len(preferences),
         mean=sum(preferences) / len(preferences) if preferences else None,
         p_value=p_value if enough else None,
-        passed=enough and p_value >= LEVEL,
+        passed=enough and p_value >= expected.level,
     )
 
 
