@@ -9,7 +9,7 @@ Spaces are the SimPO paper's (Table 7, App. B), widened where its README says so
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from simpo.checks import in_range, not_negative, one_of, positive
 from simpo.errors import ConfigError
@@ -20,6 +20,9 @@ Dimension = Mapping[str, Any]
 Nll = Literal["sum", "mean", "token_mean"]
 """Normalisation of a negative log-likelihood term. sum: -S_w. mean: -S_w / n_w. token_mean: the mean over all chosen
 tokens of the global batch. Published forms differ in this; it moves the best weight by orders of magnitude."""
+
+DpoLoss = Literal["sigmoid", "hinge", "exo", "nca", "apo_zero", "apo_down", "bco", "sppo", "discopop"]
+"""Losses on DPO's two log-ratios."""
 
 _LEARNING_RATE: Dimension = {"type": "log_float", "low": 1e-7, "high": 2e-6}  # SimPO README: never 1e-5
 _DPO_BETA: Dimension = {"type": "log_float", "low": 0.005, "high": 0.2}
@@ -131,17 +134,32 @@ class DPO(_Method):
     beta: float = 0.1
     """Strength of the pull towards the reference model: 0.01 to 0.1 as a rule; at least 5 with length_normalised."""
     label_smoothing: float = 0.0
-    """Share of labels believed flipped, in [0, 0.5): conservative DPO, or robust DPO with `robust`."""
+    """Share of labels believed flipped, in [0, 0.5): conservative DPO, robust DPO with `robust`, EXO's target."""
     robust: bool = False
     """Unbiased form for noisy labels (Chowdhury et al. 2024) instead of the conservative one."""
     length_normalised: bool = False
-    """Log-ratios per token instead of summed (Tulu 3's length-normalised DPO)."""
+    """Log-ratios per token instead of summed (Tulu 3's length-normalised DPO). Only with loss_type sigmoid."""
+    loss_type: DpoLoss = "sigmoid"
+    """The loss made of the two log-ratios; see `objectives.dpo` for the equations and their sources."""
+    tau: float = 0.05
+    """Temperature of discopop's blend; no other loss_type reads it."""
 
     def __post_init__(self) -> None:
         positive(self, "beta")
         in_range(self, "label_smoothing", 0.0, 0.499)
+        one_of(self, "loss_type", get_args(DpoLoss))
+        positive(self, "tau")
         if self.robust and not self.label_smoothing:
             raise ConfigError("needs label_smoothing above 0: it is the assumed share of flipped labels", "robust")
+        if self.loss_type == "exo" and not self.label_smoothing:
+            raise ConfigError("exo needs it above 0 (1e-3 as a rule): its logarithm is taken", "label_smoothing")
+        if self.loss_type not in ("sigmoid", "exo") and self.label_smoothing:
+            raise ConfigError(f"has no meaning for {self.loss_type}: set it to 0", "label_smoothing")
+        if self.loss_type != "sigmoid" and (self.robust or self.length_normalised):
+            field = "robust" if self.robust else "length_normalised"
+            raise ConfigError(f"has no meaning for {self.loss_type}: use sigmoid", field)
+        if self.loss_type != "discopop" and self.tau != type(self).tau:
+            raise ConfigError(f"has no meaning for {self.loss_type}: leave it out", "tau")
 
 
 @dataclass(frozen=True, kw_only=True)

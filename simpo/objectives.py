@@ -8,6 +8,7 @@ w chosen, l rejected; sigma the logistic function. Shapes: B pairs. All arithmet
 (float32 in training, float64 in the oracle tests); no device, no model, no state in here.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,19 +91,60 @@ def dpo(scores: Scores, hp: DPO) -> Loss:
     label smoothing e: conservative -(1 - e) log sigma(beta h) - e log sigma(-beta h);
     robust (Chowdhury et al. 2024, arXiv 2403.00409): [-(1 - e) log sigma(beta h) + e log sigma(-beta h)] / (1 - 2e)
     length_normalised (Tulu 3, arXiv 2411.15124): h = (S_w - R_w) / n_w - (S_l - R_l) / n_l
+    Other loss_types: `_DPO_LOSSES`.
     """
     chosen_B, rejected_B = _log_ratios(scores)
     if hp.length_normalised:
         chosen_B, rejected_B = chosen_B / scores.chosen_len_B, rejected_B / scores.rejected_len_B
     chosen_B, rejected_B = hp.beta * chosen_B, hp.beta * rejected_B
+    return Loss(_DPO_LOSSES[hp.loss_type](chosen_B, rejected_B, hp), chosen_B, rejected_B)
+
+
+def _dpo_sigmoid(chosen_B: Tensor, rejected_B: Tensor, hp: DPO) -> Tensor:
     d_B, e = chosen_B - rejected_B, hp.label_smoothing
     if not e:
-        loss_B = -logsigmoid(d_B)
-    elif hp.robust:
-        loss_B = (-(1.0 - e) * logsigmoid(d_B) + e * logsigmoid(-d_B)) / (1.0 - 2.0 * e)
-    else:
-        loss_B = -(1.0 - e) * logsigmoid(d_B) - e * logsigmoid(-d_B)
-    return Loss(loss_B, chosen_B, rejected_B)
+        return -logsigmoid(d_B)
+    if hp.robust:
+        return (-(1.0 - e) * logsigmoid(d_B) + e * logsigmoid(-d_B)) / (1.0 - 2.0 * e)
+    return -(1.0 - e) * logsigmoid(d_B) - e * logsigmoid(-d_B)
+
+
+def _dpo_exo(chosen_B: Tensor, rejected_B: Tensor, hp: DPO) -> Tensor:
+    """EXO for pairs (Ji et al. 2024, arXiv 2402.00856): KL(q, (1 - e, e)), q = sigma(d)."""
+    d_B, e = chosen_B - rejected_B, hp.label_smoothing
+    q_B = sigmoid(d_B)
+    return q_B * (logsigmoid(d_B) - math.log(1.0 - e)) + (1.0 - q_B) * (logsigmoid(-d_B) - math.log(e))
+
+
+def _dpo_nca(chosen_B: Tensor, rejected_B: Tensor, hp: DPO) -> Tensor:
+    """NCA for pairs (Chen et al. 2024, arXiv 2402.05369)."""
+    return -logsigmoid(chosen_B) - 0.5 * logsigmoid(-chosen_B) - 0.5 * logsigmoid(-rejected_B)
+
+
+def _dpo_sppo(chosen_B: Tensor, rejected_B: Tensor, hp: DPO) -> Tensor:
+    """SPPO with hard labels (Wu et al. 2024, arXiv 2405.00675): (lw - 1/(2 beta))^2 + (ll + 1/(2 beta))^2."""
+    return ((chosen_B - 0.5) / hp.beta) ** 2 + ((rejected_B + 0.5) / hp.beta) ** 2
+
+
+def _dpo_discopop(chosen_B: Tensor, rejected_B: Tensor, hp: DPO) -> Tensor:
+    """DiscoPOP (Lu et al. 2024, arXiv 2406.08414): logistic and exponential loss, blended by m = sigma(d / tau)."""
+    d_B = chosen_B - rejected_B
+    m_B = sigmoid(d_B / hp.tau)
+    return (1.0 - m_B) * -logsigmoid(d_B) + m_B * torch.exp(-d_B)
+
+
+_DPO_LOSSES: Mapping[str, Callable[[Tensor, Tensor, DPO], Tensor]] = {
+    "sigmoid": _dpo_sigmoid,
+    "hinge": lambda won, lost, hp: relu(1.0 - (won - lost)),  # Liu et al. 2023 (RSO), arXiv 2309.06657
+    "exo": _dpo_exo,
+    "nca": _dpo_nca,
+    "apo_zero": lambda won, lost, hp: 1.0 - sigmoid(won) + sigmoid(lost),  # D'Oosterlinck 2024, arXiv 2408.06266
+    "apo_down": lambda won, lost, hp: sigmoid(won) + 1.0 - sigmoid(won - lost),  # the same paper
+    "bco": lambda won, lost, hp: -logsigmoid(won) - logsigmoid(-lost),  # Jung 2024, arXiv 2404.04656, without its shift
+    "sppo": _dpo_sppo,
+    "discopop": _dpo_discopop,
+}
+"""Losses of (beta times chosen log-ratio, beta times rejected log-ratio)."""
 
 
 def ipo(scores: Scores, hp: IPO) -> Loss:
