@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ from simpo.config import OptimConfig
 from simpo.errors import CheckpointError
 from simpo.fit import TrainState
 from simpo.lora import Adapter, adapter_of
+from simpo.sharding import gather, is_sharded, share_like
+from simpo.workers import rank_and_size
 
 FORMAT = "simpo-checkpoint/1"
 MANIFEST = "manifest.json"
 OPTIMIZER = "optimizer.safetensors"
 ADAPTER = "adapter"
+_OF_ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 def save_checkpoint(
@@ -43,27 +46,29 @@ def save_checkpoint(
 
     With `state` the float32 weights and the optimiser's moments are written, so that the run can be resumed exactly.
     `servable=False` leaves the merged model out where there is an adapter: a rung needs no copy of the base.
+    In a process group every worker calls it: a divided model is gathered, and worker 0 writes the same files as ever.
     """
     target = Path(directory)
+    adapter = adapter_of(model)
+    body = {"format": FORMAT, "step": 0 if state is None else state.step, **(manifest or {})}
+    if adapter is not None:
+        body |= adapter.manifest()
+    weights = _model_weights(model, adapter, state, servable=servable)
+    moments = None if state is None else gather(_moments(state))
+    if rank_and_size()[0] != 0:
+        return target
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    adapter = adapter_of(model)
     if adapter is not None:
         adapter.save(partial / ADAPTER)
-        if servable:
-            model.save_pretrained(partial, state_dict=adapter.merged_weights())
-    else:
-        weights = None if state is None else {name: weight.detach() for name, weight in state.named_weights().items()}
+    if adapter is None or servable:
         model.save_pretrained(partial, state_dict=weights)
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)
-    if state is not None:
-        save_file(_moments(state), str(partial / OPTIMIZER), metadata={"step": str(state.step)})
-    files = {name: _digest(path) for name, path in _files(partial).items()}
-    body = {"format": FORMAT, "step": 0 if state is None else state.step, "files": files, **(manifest or {})}
-    if adapter is not None:
-        body |= adapter.manifest()
+    if state is not None and moments is not None:
+        save_file(moments, str(partial / OPTIMIZER), metadata={"step": str(state.step)})
+    body["files"] = {name: _digest(path) for name, path in _files(partial).items()}
     (partial / MANIFEST).write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
     for path in partial.rglob("*"):
         _sync(path)
@@ -131,11 +136,11 @@ def restore(directory: str | Path, model: Any, optim: OptimConfig, total_steps: 
     with torch.no_grad():
         for name, weight in state.named_weights().items():
             if adapter is None:
-                weight.copy_(saved[name])
+                weight.copy_(share_like(saved[name], weight))
+            own = {key: moments[f"{key}.{name}"] for key in _OF_ADAM if f"{key}.{name}" in moments}
             state.optimizer.state[weight] = {
-                key: moments[f"{key}.{name}"].to(weight.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{key}.{name}" in moments
+                key: value.to(weight.device) if value.ndim == 0 else share_like(value, weight)
+                for key, value in own.items()
             }
     state.publish()
     return state
@@ -161,12 +166,23 @@ def _files(directory: Path) -> dict[str, Path]:
     return {path.relative_to(directory).as_posix(): path for path in paths}
 
 
-def _moments(state: TrainState) -> dict[str, torch.Tensor]:
-    return {
-        f"{key}.{name}": value.detach().contiguous()
-        for name, weight in state.named_weights().items()
-        for key, value in state.optimizer.state[weight].items()
-    }
+def _model_weights(
+    model: Any, adapter: Adapter | None, state: TrainState | None, *, servable: bool
+) -> dict[str, torch.Tensor] | None:
+    """What model.safetensors is to hold; None for the model's own state dict."""
+    if adapter is not None:
+        return adapter.merged_weights() if servable else None
+    if state is not None:
+        return gather((name, weight.detach()) for name, weight in state.named_weights().items())
+    if is_sharded(model):
+        return gather((name, weight.detach().to(model.dtype)) for name, weight in model.named_parameters())
+    return None
+
+
+def _moments(state: TrainState) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, weight in state.named_weights().items():
+        for key, value in state.optimizer.state[weight].items():
+            yield f"{key}.{name}", value.detach().contiguous()
 
 
 def _digest(path: Path) -> str:

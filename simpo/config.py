@@ -148,6 +148,9 @@ class TrainConfig:
     checkpointing: Literal["off", "on", "auto"] = "off"
     """Compute each layer's forward again in the backward instead of keeping it: a third more work, the same gradients.
     auto: only when an estimate of what would be kept exceeds the free memory (simpo/memory.py)."""
+    sharding: Literal["none", "full"] = "none"
+    """Of several workers, what each holds. none: all weights, gradients and moments. full: its share of them (FSDP2);
+    layers are gathered as they are needed, so that it takes more communication and less memory."""
 
     def __post_init__(self) -> None:
         at_least(self, "steps", 1)
@@ -155,4 +158,5 @@ class TrainConfig:
         at_least(self, "token_budget", 1)
         one_of(self, "dtype", ("float32", "bfloat16"))
         one_of(self, "checkpointing", ("off", "on", "auto"))
+        one_of(self, "sharding", ("none", "full"))
         at_least(self, "seed", 0)

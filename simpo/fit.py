@@ -5,7 +5,8 @@
         ...                       # print it, report it to Ray, save_checkpoint(...), or break
 
 Ray, the command line and the tests are consumers of this one iterator. Inside a torch.distributed process group that
-somebody else made, every rank runs the same loop on its share of each step's micro-batches; gradients are summed.
+somebody else made, every rank runs the same loop on its share of each step's micro-batches; gradients are summed, and
+with `shard_model` weights, gradients and moments are divided too.
 """
 
 import dataclasses
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from simpo.config import OptimConfig
@@ -27,6 +27,8 @@ from simpo.optim import adamw, learning_rate
 from simpo.packing import MicroBatch, PackedPlan
 from simpo.reference import Reference
 from simpo.scores import head_sums, head_with_gradient, hidden_rows, scores_of, softcap_of
+from simpo.sharding import is_sharded, master_of, own_part, whole, zero_gradient
+from simpo.workers import all_sum, clip_gradients, rank_and_size, sum_over_workers
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class TrainState:
 
     model: Any
     weights: list[nn.Parameter]
-    """Float32 weights that the optimiser moves: the model's own, or masters of a bfloat16 model."""
+    """Float32 weights that the optimiser moves: the model's own, masters of a bfloat16 model, or shares of either."""
     optimizer: torch.optim.AdamW
     optim: OptimConfig
     total_steps: int
@@ -74,19 +76,19 @@ class TrainState:
     def fresh(cls, model: Any, optim: OptimConfig, total_steps: int) -> "TrainState":
         """A run that has not begun. Weights in bfloat16 get float32 masters; frozen weights are left alone."""
         own = [p for p in model.parameters() if p.requires_grad]
-        weights = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in own]
+        weights = [master_of(model, parameter) for parameter in own]
         return cls(model, weights, adamw(weights, optim), optim, total_steps)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
-        """The float32 weights under the model's names."""
+        """The float32 weights, or this worker's shares of them, under the model's names."""
         names = (name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
         return dict(zip(names, self.weights, strict=True))
 
     def publish(self) -> None:
-        """Copy the float32 masters into a lower-precision model after a step."""
+        """Copy the float32 masters into the model's own weights where these are others (together, where divided)."""
         for parameter, weight in zip(self.trained(), self.weights, strict=True):
             if parameter is not weight:
-                parameter.data.copy_(weight.data)
+                parameter.data.copy_(whole(weight.data))
 
     def trained(self) -> list[nn.Parameter]:
         """The model's parameters that `weights` are the masters of, in the same order."""
@@ -113,11 +115,11 @@ def fit(
         raise ConfigError(f"{method.name} needs one with mismatched pairs: reference_of(mismatched=True)", "reference")
     if state.total_steps > plan.num_steps:
         raise ConfigError(f"is {state.total_steps}, the plan covers only {plan.num_steps}: make a longer plan", "steps")
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = rank_and_size()
     while state.step < state.total_steps and not (stop is not None and stop()):
         started = time.perf_counter()
         batches = [batch.to(state.model.device) for batch in plan.step(state.step, rank=rank, world_size=world_size)]
-        sums = torch.zeros(len(_MEANS), dtype=torch.float64)
+        sums = torch.zeros(len(_MEANS), dtype=torch.float64, device=state.model.device)
         step = StepContext(
             method=method,
             global_pairs=plan.batch_pairs,
@@ -130,8 +132,10 @@ def fit(
         for batch in batches:
             loss, sums_2B = accumulate(state, batch, step)
             sums += _batch_sums(loss, sums_2B, batch)
+        if is_sharded(state.model) and len(batches) < plan.most_batches(state.step, world_size):
+            _keep_company(state, plan.smallest_batch(state.step).to(state.model.device))
         if world_size > 1:
-            _sum_over_workers(state.weights, sums)
+            sum_over_workers(state.weights, sums)
         means = dict(zip(_MEANS, (sums / plan.batch_pairs).tolist(), strict=True))
         rate = learning_rate(state.optim, state.step, state.total_steps)
         grad_norm = _move(state, means["loss"], rate)
@@ -208,13 +212,15 @@ def _kl_estimate(
     store = plan.mismatched(state.step)
     head = state.model.get_output_embeddings().weight
     total = torch.zeros(1, dtype=torch.float64)
-    for batch in store.evaluation_batches(plan.token_budget)[rank::world_size]:
+    batches = store.evaluation_batches(plan.token_budget)
+    for batch in batches[rank::world_size]:
         batch = batch.to(state.model.device)
         sums_2B = head_sums(hidden_rows(state.model, batch), head, batch, softcap=softcap_of(state.model)).cpu()
         reference_2B = reference.mismatched_SB2[state.step][list(batch.pair_ids)].reshape(-1)
         total += (sums_2B - reference_2B).double().sum()
-    if world_size > 1:
-        dist.all_reduce(total)
+    if is_sharded(state.model) and rank >= len(batches) % world_size > 0:
+        hidden_rows(state.model, batches[-1].to(state.model.device))  # others of the group run one more
+    total = all_sum(total, state.model.device)
     return max(0.0, float(total) / (2 * plan.batch_pairs))
 
 
@@ -253,18 +259,33 @@ def _gradient_of(state: TrainState, parameter: Tensor) -> Tensor | None:
     """The float32 gradient of a parameter's master, made if there is none yet; None for a frozen parameter."""
     for trained, weight in zip(state.trained(), state.weights, strict=True):
         if trained is parameter:
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-            return weight.grad
+            return _gradient(weight)
     return None
 
 
+def _gradient(weight: nn.Parameter) -> Tensor:
+    """The whole float32 gradient of a weight, to add to in place; made if there is none yet."""
+    if weight.grad is None:
+        weight.grad = zero_gradient(weight)
+    return own_part(weight.grad)
+
+
 def _collect(state: TrainState) -> None:
-    """Move a bfloat16 model's gradients into its float32 masters."""
+    """Move gradients of the model's own weights into their float32 masters, where these are others."""
     for parameter, weight in zip(state.trained(), state.weights, strict=True):
         if parameter is not weight and parameter.grad is not None:
-            weight.grad = parameter.grad.float() if weight.grad is None else weight.grad.add_(parameter.grad)
+            if weight.grad is None and not is_sharded(state.model):
+                weight.grad = parameter.grad.float()
+            else:
+                _gradient(weight).add_(parameter.grad)
             parameter.grad = None
+
+
+def _keep_company(state: TrainState, batch: MicroBatch) -> None:
+    """A forward and backward without a gradient, for a worker that has no micro-batch when others of a group have."""
+    hidden_Sh = hidden_rows(state.model, batch)
+    hidden_Sh.backward(torch.zeros_like(hidden_Sh))  # type: ignore[no-untyped-call]
+    _collect(state)
 
 
 def _batch_sums(loss: Loss, sums_2B: Tensor, batch: MicroBatch) -> Tensor:
@@ -272,25 +293,14 @@ def _batch_sums(loss: Loss, sums_2B: Tensor, batch: MicroBatch) -> Tensor:
     margin_B = loss.chosen_reward_B - loss.rejected_reward_B
     mean_2B = sums_2B / batch.lengths_2B.clamp(min=1)
     parts = (loss.per_pair_B, (margin_B > 0).float(), margin_B, mean_2B[0::2], mean_2B[1::2])
-    return torch.stack([part.double().sum() for part in parts]).cpu()
-
-
-def _sum_over_workers(weights: list[nn.Parameter], sums: Tensor) -> None:
-    """All-reduce gradients in one flat buffer, and the report's sums. A worker without micro-batches adds zeros."""
-    grads = [w.grad if w.grad is not None else torch.zeros_like(w) for w in weights if w.requires_grad]
-    flat = torch.cat([grad.reshape(-1) for grad in grads])
-    dist.all_reduce(flat)
-    dist.all_reduce(sums)
-    parts = torch.split(flat, [grad.numel() for grad in grads])
-    for weight, part in zip((w for w in weights if w.requires_grad), parts, strict=True):
-        weight.grad = part.view_as(weight)
+    return torch.stack([part.double().sum() for part in parts])
 
 
 def _move(state: TrainState, loss: float, rate: float) -> float:
     """Check, clip, step, publish. Returns the gradient norm before clipping."""
     if not math.isfinite(loss):
         raise NonFiniteStep(state.step + 1, "the loss")
-    grad_norm = float(nn.utils.clip_grad_norm_(state.weights, state.optim.max_grad_norm))
+    grad_norm = clip_gradients(state.weights, state.optim.max_grad_norm)
     if not math.isfinite(grad_norm):
         raise NonFiniteStep(state.step + 1, "the gradient norm")
     for group in state.optimizer.param_groups:

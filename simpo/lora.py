@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from simpo.config import LoraConfig
 from simpo.errors import CheckpointError, ConfigError
+from simpo.sharding import gather, whole
 
 WEIGHTS = "adapter_model.safetensors"
 """PEFT's file name, beside its adapter_config.json."""
@@ -91,8 +92,8 @@ class LoraLinear(nn.Linear):
         return output.view(*x.shape[:-1], self.out_features)
 
     def merged(self) -> Tensor:
-        """W + s B A, summed in float32, in the dtype of W."""
-        return (self.weight.float() + self.scale * (self.lora_B @ self.lora_A)).to(self.weight.dtype)
+        """W + s B A, summed in float32, in the dtype of W (together, where W is divided)."""
+        return (whole(self.weight).float() + self.scale * (self.lora_B @ self.lora_A)).to(self.weight.dtype)
 
 
 class Adapter:
@@ -104,11 +105,14 @@ class Adapter:
 
     @cached_property
     def base_hash(self) -> str:
-        """sha256 of the frozen weights, rounded to bfloat16: the same whatever precision the base was loaded in."""
+        """sha256 of the frozen weights, rounded to bfloat16: the same whatever precision the base was loaded in.
+
+        The first call is made together, where they are divided.
+        """
         digest = hashlib.sha256()
         for name, parameter in sorted(self.model.named_parameters()):
             if not parameter.requires_grad:
-                rounded = parameter.detach().to("cpu", torch.bfloat16).contiguous()
+                rounded = whole(parameter.detach()).to("cpu", torch.bfloat16).contiguous()
                 digest.update(f"{name} {tuple(rounded.shape)}\n".encode())
                 digest.update(rounded.view(torch.int16).numpy().data)
         return digest.hexdigest()
@@ -118,10 +122,16 @@ class Adapter:
         return {"lora": dataclasses.asdict(self.config), "base": {"hash": self.base_hash, "source": self._source}}
 
     def merged_weights(self) -> dict[str, Tensor]:
-        """The state dict of an ordinary model: every base weight under its name, the adapted ones merged."""
-        layers = dict(self._layers())
-        weights = {name: value for name, value in self.model.state_dict().items() if not _is_adapter(name)}
-        return {**weights, **{f"{name}.weight": layer.merged().detach() for name, layer in layers.items()}}
+        """The state dict of an ordinary model: every base weight under its name, the adapted ones merged.
+
+        Of a divided model: together, and for worker 0 (`simpo.sharding.gather`).
+        """
+        layers = {f"{name}.weight": layer for name, layer in self._layers()}
+        return gather(
+            (name, layers[name].merged().detach() if name in layers else value)
+            for name, value in self.model.state_dict().items()
+            if not _is_adapter(name)
+        )
 
     def save(self, directory: Path) -> None:
         """Write adapter_config.json and adapter_model.safetensors, which PEFT and vLLM load."""

@@ -14,6 +14,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from simpo.packing import PackedPlan
+from simpo.sharding import own_part
 
 USABLE = 0.8
 """Share of the free memory that activations may take; the rest is for the head's tile and what the estimate misses."""
@@ -48,7 +49,7 @@ def apply_checkpointing(model: Any, plan: PackedPlan, mode: Literal["off", "on",
     on = mode == "on"
     if mode == "auto":
         free = free_bytes(model.device)
-        trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        trained = sum(own_part(weight).numel() for weight in model.parameters() if weight.requires_grad)
         on = free is not None and activation_bytes(model, plan) > USABLE * (free - BYTES_PER_TRAINED * trained)
     # No dropout, so there is no random state to keep. The attributes are transformers' own switch, by which its layers
     # know; the method that sets them changed its name between 5.17 and 5.23.

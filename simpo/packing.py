@@ -183,8 +183,15 @@ class PackedPlan:
 
     def step(self, index: int, *, rank: int = 0, world_size: int = 1) -> list[MicroBatch]:
         """The micro-batches of step `index` (from 0); a worker gets every `world_size`-th of them."""
-        bins = self.pairs.bins(self.order_SB[index].tolist(), self.token_budget)
-        return [self.pairs.micro_batch(ids) for ids in bins[rank::world_size]]
+        return [self.pairs.micro_batch(ids) for ids in self._bins(index)[rank::world_size]]
+
+    def most_batches(self, index: int, world_size: int) -> int:
+        """Micro-batches of the worker that has most of them in step `index`."""
+        return -(-len(self._bins(index)) // world_size)
+
+    def smallest_batch(self, index: int) -> MicroBatch:
+        """One pair of step `index`, for a worker that has to run something when the others do."""
+        return self.pairs.micro_batch(self._bins(index)[-1][-1:])
 
     def mismatched(self, index: int) -> PairStore:
         """The pairs of step `index` with each prompt given the next pair's responses, in the order of the step.
@@ -214,6 +221,9 @@ class PackedPlan:
         saved = load_file(str(path))
         pairs = PairStore(saved["tokens"], saved["lengths_N3"])
         return cls(pairs, saved["order_SB"], int(saved["token_budget"][0]))
+
+    def _bins(self, index: int) -> list[list[int]]:
+        return self.pairs.bins(self.order_SB[index].tolist(), self.token_budget)
 
 
 def build_plan(

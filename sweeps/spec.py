@@ -105,6 +105,8 @@ class Train(Strict):
     lora: LoraConfig | None = None
     """Train adapters beside the frozen base, which all trials of a process share. Winners are served merged."""
     checkpointing: Literal["off", "on", "auto"] = TrainConfig.checkpointing
+    sharding: Literal["none", "full"] = TrainConfig.sharding
+    """Whether the workers of a trial divide the weights among them; needs more than one."""
 
 
 class Optim(Strict):
@@ -146,7 +148,7 @@ class Parallel(Strict):
 
     trials: Annotated[int, Field(ge=1)] = 2
     workers_per_trial: Annotated[int, Field(ge=1)] = 1
-    """More than 1: data-parallel workers through Ray Train."""
+    """More than 1: data-parallel workers through Ray Train, which may share the weights (train.sharding)."""
 
 
 class _Job(Strict):
@@ -241,6 +243,11 @@ class SweepSpec(_Job):
                 )
         if self.train.batch_pairs < self.parallel.workers_per_trial:
             raise ConfigError("must be at least parallel.workers_per_trial", "train.batch_pairs")
+        if self.train.sharding != "none" and self.parallel.workers_per_trial == 1:
+            raise ConfigError(
+                "one worker has nobody to share with: raise parallel.workers_per_trial (workers of a run), or use none",
+                "train.sharding",
+            )
         return self
 
 

@@ -28,6 +28,7 @@ from simpo.memory import apply_checkpointing, keep_freed_pages
 from simpo.methods import method_from_dict, method_to_dict
 from simpo.model import load_model, load_tokenizer
 from simpo.policy_hash import policy_record
+from simpo.sharding import gathered, shard_model
 from sweeps.budget import plan_budget
 from sweeps.constraints import violations
 from sweeps.prepare import RUNG_SEED, measure_on
@@ -127,6 +128,7 @@ class Workbench:
         self.model = load_model(facts.base, dtype=self.spec.train.dtype)
         if self.spec.train.lora is not None:
             add_lora(self.model, self.spec.train.lora)
+        shard_model(self.model, self.spec.train.sharding)
         # With an adapter that is the adapter alone: all trials of this process share the frozen base.
         self._first_weights = {
             name: weight.detach().clone() for name, weight in self.model.named_parameters() if weight.requires_grad
@@ -280,10 +282,19 @@ def _verdict(
 
 
 def _measured(bench: Workbench) -> tuple[dict[str, float], tuple[float, float]]:
-    """Held-out metrics and the objective's interval, measured by rank 0 and known to all."""
-    told: list[Any] = [_measure(bench) if not dist.is_initialized() or dist.get_rank() == 0 else None]
-    if dist.is_initialized():
+    """Held-out metrics and the objective's interval, measured by rank 0 and known to all, as are its errors."""
+    if not dist.is_initialized():
+        return _measure(bench)
+    told: list[Any] = [None]
+    with gathered(bench.model):
+        if dist.get_rank() == 0:
+            try:
+                told = [_measure(bench)]
+            except SimPOError as error:
+                told = [error]
         dist.broadcast_object_list(told, src=0)
+    if isinstance(told[0], SimPOError):
+        raise told[0]
     metrics, interval = told[0]
     return metrics, interval
 
@@ -300,37 +311,35 @@ def _agreed(late: Callable[[], bool]) -> Callable[[], bool]:
     def ask() -> bool:
         if not dist.is_initialized():
             return late()
-        told = torch.tensor([int(late())])
-        dist.broadcast(told, src=0)
-        return bool(told.item())
+        told: list[Any] = [late()]
+        dist.broadcast_object_list(told, src=0)
+        return bool(told[0])
 
     return ask
 
 
 def _keep(bench: Workbench, assignment: Assignment, state: TrainState, rungs: Mapping[int, float], name: str) -> str:
-    """Save a checkpoint (rank 0) and return its place. Rung checkpoints can be resumed, the final one is served."""
-    target = Path(assignment.directory) / name
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        params = dict(assignment.params)
-        rate = params.pop("learning_rate")
-        save_checkpoint(
-            target,
-            model=state.model,
-            tokenizer=bench.tokenizer,
-            state=state if name != "final" else None,
-            servable=name == "final",
-            manifest={
-                "step": state.step,
-                "trial_id": assignment.trial_id,
-                "method": method_to_dict(method_from_dict({"name": bench.spec.method, **_hyperparameters(params)})),
-                "learning_rate": rate,
-                "seed": bench.spec.seed,
-                "rungs": dict(rungs),
-                **policy_record(bench.tokenizer, bench.spec.tokens),
-                "spec_hash": bench.facts.spec_hash,
-            },
-        )
-    return str(target)
+    """Save a checkpoint (every rank calls, rank 0 writes). Rung checkpoints can be resumed, the final one is served."""
+    params = dict(assignment.params)
+    rate = params.pop("learning_rate")
+    saved = save_checkpoint(
+        Path(assignment.directory) / name,
+        model=state.model,
+        tokenizer=bench.tokenizer,
+        state=state if name != "final" else None,
+        servable=name == "final",
+        manifest={
+            "step": state.step,
+            "trial_id": assignment.trial_id,
+            "method": method_to_dict(method_from_dict({"name": bench.spec.method, **_hyperparameters(params)})),
+            "learning_rate": rate,
+            "seed": bench.spec.seed,
+            "rungs": dict(rungs),
+            **policy_record(bench.tokenizer, bench.spec.tokens),
+            "spec_hash": bench.facts.spec_hash,
+        },
+    )
+    return str(saved)
 
 
 def _hyperparameters(params: Mapping[str, Any]) -> dict[str, Any]:

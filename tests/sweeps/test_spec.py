@@ -61,6 +61,8 @@ REFUSED = [
     ({"name": "My Sweep"}, "name", "a-z, 0-9 and -"),
     ({"optim": {"warmup_fraction": 0.9, "decay_fraction": 0.2}}, "optim.decay_fraction", "lower one"),
     ({"train": {"batch_pairs": 1}, "parallel": {"workers_per_trial": 2}}, "train.batch_pairs", "workers_per_trial"),
+    ({"train": {"sharding": "full"}}, "train.sharding", "nobody to share with"),
+    ({"train": {"sharding": "zero2"}, "parallel": {"workers_per_trial": 2}}, "train.sharding", "'none' or 'full'"),
     ({"dataset": 3}, "dataset", "mapping"),
     ({"learning_rate": 1e-4, "method": {"name": "simpo", "beta": -2}}, "method.beta", "greater than 0"),
     ({"learning_rate": 1e-4, "method": {"name": "simpo", "bet": 2}}, "method.bet", "it has beta"),

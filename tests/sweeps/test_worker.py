@@ -1,9 +1,10 @@
-"""Two gloo workers through Ray Train give the losses of one process."""
+"""Two gloo workers through Ray Train give the losses of one process, whole or with the weights divided."""
 
 from pathlib import Path
 
 import pytest
 
+from simpo.checkpoint import read_manifest
 from sweeps.budget import WallClock
 from sweeps.driver import run_attempt
 from sweeps.ledger import Ledger
@@ -15,7 +16,8 @@ from tests.sweeps.tiny import tiny_base, tiny_spec
 pytestmark = pytest.mark.ray
 
 
-def test_two_workers_give_the_losses_of_one(tmp_path: Path, ray_cluster: str) -> None:
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_two_workers_give_the_losses_of_one(tmp_path: Path, ray_cluster: str, sharding: str) -> None:
     """Also: a sweep of worker groups ends by itself and gives every placement group back."""
     from ray.util import placement_group_table  # noqa: PLC0415  # lazy: only this test needs it
 
@@ -24,7 +26,7 @@ def test_two_workers_give_the_losses_of_one(tmp_path: Path, ray_cluster: str) ->
         budget={"trials": 1, "steps": 6},
         parallel={"trials": 1, "workers_per_trial": 2},
         # Small micro-batches, so that both workers have some of every step.
-        train={"batch_pairs": 8, "token_budget": 128},
+        train={"batch_pairs": 8, "token_budget": 128, "sharding": sharding},
         scheduler={"type": "asha", "rungs": [0.5]},
         finals={"candidates": 1, "prompts": 4},
     )
@@ -39,6 +41,9 @@ def test_two_workers_give_the_losses_of_one(tmp_path: Path, ray_cluster: str) ->
     assert result is not None
     assert end.outcome is not None
     assert result["best"]["value"] == end.outcome.value
+    assert end.checkpoint is not None
+    files = [set(read_manifest(where)["files"]) for where in (run.root / result["best"]["checkpoint"], end.checkpoint)]
+    assert files[0] == files[1]
     states = {group["state"] for group in placement_group_table().values()}
     assert states <= {"REMOVED"}, "a worker group kept its resources"
 
