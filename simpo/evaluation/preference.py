@@ -71,7 +71,7 @@ def preference_accuracy(scores: PairScores) -> PreferenceReport:
 
     Raises DataError: lengths disagree, fewer than two pairs, an empty response, a log-probability that is not finite.
     """
-    return _report(*_averages(scores))
+    return _report(*averages(scores))
 
 
 def preference_by_length(scores: PairScores) -> LengthReport:
@@ -79,7 +79,7 @@ def preference_by_length(scores: PairScores) -> LengthReport:
 
     Raises DataError: as `preference_accuracy`, but for the number of pairs.
     """
-    chosen, rejected = _averages(scores)
+    chosen, rejected = averages(scores)
     longer = [w - r for w, r in zip(_floats(scores.chosen_len_B), _floats(scores.rejected_len_B), strict=True)]
 
     def group(sign: int) -> PreferenceReport | None:
@@ -92,6 +92,15 @@ def preference_by_length(scores: PairScores) -> LengthReport:
         equal_length=group(0),
         correlation=spearman(chosen, _floats(scores.chosen_len_B)),
     )
+
+
+def averages(scores: PairScores) -> tuple[list[float], list[float]]:
+    """(a_w, a_l) of every pair, nats a token. Raises DataError as `preference_by_length`."""
+    chosen = _means(scores.chosen_sum_B, scores.chosen_len_B, "chosen")
+    rejected = _means(scores.rejected_sum_B, scores.rejected_len_B, "rejected")
+    if len(chosen) != len(rejected):
+        raise DataError(f"{len(chosen)} chosen scores against {len(rejected)} rejected: score the same pairs")
+    return chosen, rejected
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> Estimate | None:
@@ -115,15 +124,6 @@ def _ranks(values: Sequence[float]) -> np.ndarray:
     _, place_N, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[place_N]
     return ranks
-
-
-def _averages(scores: PairScores) -> tuple[list[float], list[float]]:
-    """a_w and a_l of every pair."""
-    chosen = _means(scores.chosen_sum_B, scores.chosen_len_B, "chosen")
-    rejected = _means(scores.rejected_sum_B, scores.rejected_len_B, "rejected")
-    if len(chosen) != len(rejected):
-        raise DataError(f"{len(chosen)} chosen scores against {len(rejected)} rejected: score the same pairs")
-    return chosen, rejected
 
 
 def _report(chosen: Sequence[float], rejected: Sequence[float]) -> PreferenceReport:
