@@ -7,6 +7,7 @@ from typing import Annotated
 import httpx
 import typer
 
+from service.cli_data import PASSED_ON, doctor, score
 from service.cli_models import chat, deploy_app
 from service.cli_quickstart import quickstart
 from service.cli_session import DEFAULT_HOME, OneSentence, Session
@@ -54,6 +55,7 @@ def root(
 
     \b
     See it work:           simpo quickstart
+    Look at your data:     simpo doctor pairs.jsonl
     Start the service:     simpo up
     Search:                simpo sweep create -f sweep.yaml --watch
     Put the winner online: simpo deploy create winner --sweep my-sweep
@@ -71,3 +73,5 @@ app.add_typer(run_app, name="run")
 app.add_typer(deploy_app, name="deploy")
 for command in (up, down, status, quickstart, chat):
     app.command()(command)
+for passed_on in (doctor, score):
+    app.command(context_settings=PASSED_ON)(passed_on)
