@@ -17,6 +17,7 @@ from sweeps.console import attempts_view, result_view
 from sweeps.report import read_story, report_json, write_report
 from sweeps.run_dir import Record, RunDir, read_result
 from sweeps.spec import SweepSpec, load_spec, parse_spec, with_absolute_paths
+from sweeps.stopping import Stopped
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 
@@ -86,7 +87,7 @@ def show(directory: Annotated[Path, typer.Argument(help="A run directory.", show
 def _drive(run_dir: RunDir, number: int | None, ray_address: str | None, public_judge: bool, quiet: bool) -> None:
     # Before torch brings OpenMP in: threads that wait must sleep, not spin, or neighbours on the machine stall us.
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    from sweeps.driver import Stopped, run_attempt  # noqa: PLC0415  # lazy: torch and ray take seconds, --help must not
+    from sweeps.driver import run_attempt  # noqa: PLC0415  # lazy: torch and ray take seconds, --help must not
     from sweeps.judges import JudgeAccess  # noqa: PLC0415  # lazy: the same
 
     spec = parse_spec(run_dir.read_spec(), source=str(run_dir.spec_path))

@@ -1,10 +1,6 @@
 """The life of one attempt, from spec.json to result.json: claim, prepare, search, finals, publish."""
 
-import _thread
-import logging
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +9,6 @@ from typing import Any
 import torch
 from ray import tune
 
-from simpo.errors import SimPOError
 from simpo.memory import keep_freed_pages
 from sweeps.budget import WallClock, plan_budget
 from sweeps.finals import Verdict, hold_finals, no_winner
@@ -27,17 +22,12 @@ from sweeps.ray_session import ray_session, trials_that_fit
 from sweeps.run_dir import Attempt, Record, RunDir
 from sweeps.searcher import StudySearcher
 from sweeps.spec import SweepSpec, parse_spec, spec_hash
+from sweeps.stopping import Stop, ending_told, stoppable
 from sweeps.trial import quiet_transformers, run_trial
 from sweeps.worker import DRIVER_CPUS, run_worker_trial
 
-log = logging.getLogger(__name__)
-
 RETRIES = 2
 """Times that a trial whose process died is started again, from its newest rung."""
-
-
-class Stopped(BaseException):
-    """The attempt was told to end. Not an Exception: Tune must not take it for a failed trial."""
 
 
 def run_attempt(
@@ -70,23 +60,10 @@ def run_attempt(
         "plan": plan_budget(spec).as_dict(),
     }
     attempt.append("job.started", f"attempt {attempt.number} of {spec.name} starts", started)
-    with _stoppable() as stop, Pulse(attempt, stop.superseded) as pulse:
-        try:
-            return _Attempt(
-                spec, attempt, clock, pulse, stop, ray_address, build_threads, access or JudgeAccess()
-            ).run()
-        except Stopped as stopped:
-            attempt.append("job.stopped", str(stopped), {"reason": str(stopped)}, level="warn")
-            raise
-        except SimPOError as error:
-            _note_failure(attempt, "USER_ERROR", error)
-            raise
-        except Exception as error:
-            if stop.reason is not None:  # a library has put its own exception in the place of Stopped
-                attempt.append("job.stopped", stop.reason, {"reason": stop.reason}, level="warn")
-                raise Stopped(stop.reason) from error
-            _note_failure(attempt, "SYSTEM_ERROR", error)
-            raise
+    with stoppable() as stop, Pulse(attempt, stop.superseded) as pulse, ending_told(attempt, stop):
+        return _Attempt(
+            spec, attempt, clock, pulse, stop, ray_address, build_threads, access or JudgeAccess()
+        ).run()
 
 
 class _Attempt:
@@ -98,7 +75,7 @@ class _Attempt:
         attempt: Attempt,
         clock: WallClock,
         pulse: Pulse,
-        stop: "_Stop",
+        stop: Stop,
         ray_address: str | None,
         build_threads: int,
         access: JudgeAccess,
@@ -220,6 +197,7 @@ class _Attempt:
             "trials": counts,
             "win_rate": None if verdict.win_rate is None else verdict.win_rate.as_dict(),
             "judge": None if verdict.judgement is None else verdict.judgement.as_dict(),
+            "evidence": verdict.evidence,
             "accuracy": verdict.accuracy(),
             "base": {"checkpoint": self.attempt.relative(base) if made_here else facts.base},
             "probes": {"base": verdict.base.probes, "winner": verdict.tuned.probes},
@@ -245,78 +223,15 @@ class _Attempt:
         self.attempt.append("eval.completed", message, data)
 
 
-class _Stop:
-    """Turns a signal, or a successor's claim, into Stopped in the main thread."""
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        self._deferred = False
-
-    def install(self) -> None:
-        """Handle SIGTERM and SIGINT; only a main thread can."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._on_signal)
-
-    def superseded(self) -> None:
-        """Called from the pulse's thread."""
-        self.reason = "a newer attempt has taken over"
-        _thread.interrupt_main(signal.SIGTERM)
-
-    def check(self) -> None:
-        """Raise Stopped if it is time: a handler's exception can get lost in a library's callback."""
-        if self.reason is not None:
-            raise Stopped(self.reason)
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """In here the handler only takes note, and whoever waits must call `check`.
-
-        Ray turns what a handler raises within `ray.wait` into a SystemError, now and then.
-        """
-        self.check()
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-        self.check()
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        self.reason = self.reason or f"stopped by {signal.Signals(number).name}"
-        if not self._deferred:
-            raise Stopped(self.reason)
-
-
 class _EndTheSearch(tune.Callback):
     """Looks for a stop at every step of Tune's loop, which takes a tenth of a second when nothing happens."""
 
-    def __init__(self, stop: _Stop) -> None:
+    def __init__(self, stop: Stop) -> None:
         self._stop = stop
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._stop.check()
 
 
-@contextmanager
-def _stoppable() -> Iterator[_Stop]:
-    stop = _Stop()
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
-    stop.install()
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _short_name(trial: Any) -> str:
     return f"t{trial.trial_id}"
-
-
-def _note_failure(attempt: Attempt, kind: str, error: Exception) -> None:
-    log.error("attempt %d failed", attempt.number, exc_info=kind == "SYSTEM_ERROR")
-    message = str(error) or type(error).__name__
-    data = {"class": kind, "code": type(error).__name__, "message": message}
-    attempt.append("job.failed", message, data, level="error")

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from simpo.errors import SimPOError
+from simpo.evaluation.evidence import evidence_of, figures_of
 from simpo.evaluation.intervals import Estimate
 from simpo.evaluation.verdicts import PairwiseJudge
 from simpo.generate import generate
@@ -18,7 +19,7 @@ from sweeps.judged_finals import SELF_PROMPTS, AnswerSet, Choice, Judgement, cho
 from sweeps.judges import JudgeAccess, pairwise_judge
 from sweeps.judges_spec import Endpoint, JudgeEndpoint
 from sweeps.ledger import Ended
-from sweeps.measure import Measurement
+from sweeps.measure import Measurement, right_answers
 from sweeps.prepare import REPORT_SEED, measure_on
 from sweeps.prepared import Facts, HeldOut
 from sweeps.run_dir import RunDir
@@ -59,6 +60,8 @@ class Verdict:
     """The winner on the report's data; its win rate is over the base model's answers there."""
     judgement: Judgement | None
     """What the judge said of those answers, and whether to believe it; None without a judge."""
+    evidence: dict[str, Any]
+    """What a gate may decide on, where the winner would replace the base (`simpo.evaluation.evidence`)."""
 
     @property
     def win_rate(self) -> Estimate | None:
@@ -113,7 +116,8 @@ def hold_finals(
         if judge is not None:
             answered = _answer_set(spec, facts, untouched, base, seed)
             judgement = _report(spec, answered, tuned, judge, run, choice, access, finalists=len(finalists))
-    verdict = Verdict(winner=winner, base=base, tuned=tuned, judgement=judgement)
+    evidence = _evidence(spec, untouched, base, tuned, judgement)
+    verdict = Verdict(winner=winner, base=base, tuned=tuned, judgement=judgement, evidence=evidence)
     rate = "" if verdict.win_rate is None else f": beats the base on {verdict.win_rate}"
     data = {"what": "winner", "trial_id": winner.ask.trial_id, "metrics": tuned.metrics()}
     if judgement is not None:
@@ -218,6 +222,19 @@ def _report(
             second=other,
             second_pairs=0 if endpoint is None else endpoint.second_pairs,
         )
+
+
+def _evidence(
+    spec: SweepSpec, held_out: HeldOut, base: Measurement, tuned: Measurement, judgement: Judgement | None
+) -> dict[str, Any]:
+    candidate, reference = (
+        measured.behaviour(right_answers(spec, held_out.instructions, measured.answers)) for measured in (tuned, base)
+    )
+    judged = None if judgement is None else judgement.report
+    figures = figures_of(
+        candidate, reference, reference, reference_lengths=held_out.reference_lengths, judged=judged
+    )
+    return evidence_of(figures, judged, source="finals", reference="base", prompts=len(held_out.prompts))
 
 
 def _answer_set(spec: SweepSpec, facts: Facts, held_out: HeldOut, base: Measurement, seed: int) -> AnswerSet:

@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from simpo.evaluation.evidence import Behaviour
 from simpo.evaluation.intervals import Estimate
 from simpo.evaluation.judge import Judge, judge_answers
-from simpo.evaluation.preference import PreferenceReport, preference_accuracy
+from simpo.evaluation.preference import PairScores, PreferenceReport, preference_accuracy
 from simpo.evaluation.probes import probes
 from simpo.evaluation.win_rate import win_rate
-from simpo.generate import generate
+from simpo.generate import Generation, generate
+from simpo.practice_task import right_answer
 from simpo.scores import score_pairs
 from sweeps.prepared import HeldOut
-from sweeps.spec import Evaluation
+from sweeps.spec import PRACTICE, Evaluation, SweepSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +29,19 @@ class Measurement:
     """Facts of the generated text; empty when nothing was generated."""
     scores: list[float | None] | None
     """The judge's scores, by prompt; None without a judge that scores."""
-    answers: tuple[str, ...] = ()
+    generations: tuple[Generation, ...] = ()
     """What the model said, by prompt."""
+    pair_scores: PairScores | None = None
+    """Its log-probabilities of the held-out pairs."""
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The texts of what it said."""
+        return tuple(each.text for each in self.generations)
+
+    def behaviour(self, right: Sequence[bool] | None) -> Behaviour:
+        """What evidence is made of. `right`: by item of the capability set."""
+        return Behaviour(generations=self.generations, scores=self.pair_scores, right=right)
 
     def metrics(self) -> dict[str, float]:
         """Plain numbers by name; `win_rate`, `accuracy` and `margin` are what an objective may name."""
@@ -60,9 +73,10 @@ def measure(
 
     Raises DataError when the model's log-probabilities are not finite, or no judgement succeeded.
     """
-    preference = preference_accuracy(score_pairs(model, held_out.pairs.evaluation_batches(token_budget)))
+    pair_scores = score_pairs(model, held_out.pairs.evaluation_batches(token_budget))
+    preference = preference_accuracy(pair_scores)
     if not held_out.prompts:
-        return Measurement(preference=preference, win_rate=None, probes={}, scores=None)
+        return Measurement(preference=preference, win_rate=None, probes={}, scores=None, pair_scores=pair_scores)
     answers = generate(
         model,
         tokenizer,
@@ -81,5 +95,13 @@ def measure(
         win_rate=None if scores is None or against is None else win_rate(scores, against),
         probes=probes(answers, held_out.reference_lengths),
         scores=scores,
-        answers=tuple(answer.text for answer in answers),
+        generations=tuple(answers),
+        pair_scores=pair_scores,
     )
+
+
+def right_answers(spec: SweepSpec, instructions: Sequence[str], answers: Sequence[str]) -> list[bool] | None:
+    """Which answers are exactly right, where the task itself can tell: the practice task's capability set."""
+    if spec.dataset.train != PRACTICE:
+        return None
+    return [right_answer(asked) == said for asked, said in zip(instructions, answers, strict=True)]

@@ -14,6 +14,7 @@ from simpo.evaluation.verdicts import Comparison
 from simpo.model import load_model, load_tokenizer
 from simpo.practice_task import score
 from sweeps.finals import hold_finals
+from sweeps.gates import decide
 from sweeps.judges import RECORD, JudgeAccess, check_judges, pairwise_judge
 from sweeps.judges_http import JudgeError
 from sweeps.judges_spec import MIN_REQUESTS
@@ -126,6 +127,8 @@ def test_a_judge_that_prefers_length_is_invalid_and_promotes_nobody(stage: Stage
         assert verdict.win_rate is None and told["win_rate"] is not None
         assert told["state"] == "INVALID"
         assert any(reason.startswith("control padded") for reason in told["reasons"])
+        assert verdict.evidence["figures"]["win_rate"]["estimate"] == told["win_rate"]["estimate"], "kept"
+        assert decide({"win_rate": ">0"}, verdict.evidence).state == "FAIL"
         assert told["choice"]["state"] == "INVALID"
         assert verdict.winner.ask.trial_id == "t0", "the search's order decides"
         assert told["choice"]["counts"]["pairs"] <= 40, "one round, and nothing more is spent on it"

@@ -14,11 +14,13 @@ import psutil
 import pytest
 
 from simpo.checkpoint import read_manifest
-from sweeps.driver import Stopped, run_attempt
+from sweeps.driver import run_attempt
+from sweeps.gates import FIGURES
 from sweeps.ledger import recorded_trials
 from sweeps.ray_session import RayUnavailable, trials_that_fit
 from sweeps.run_dir import Record, RunDir, read_heartbeat, read_journal, read_result
 from sweeps.spec import parse_spec
+from sweeps.stopping import Stopped
 from tests.sweeps.tiny import tiny_base, tiny_spec
 
 pytestmark = pytest.mark.ray
@@ -50,6 +52,10 @@ def test_a_sweep_leaves_everything_the_contract_names(undisturbed: RunDir) -> No
     assert result["trials"]["COMPLETE"] >= 2
     assert result["trials"]["PRUNED"] >= 1, "the tiny space no longer shows a stopped trial"
     assert result["win_rate"]["n"] == 16
+    evidence = result["evidence"]
+    assert (evidence["source"], evidence["reference"], evidence["prompts"]) == ("finals", "base", 16)
+    assert set(evidence["figures"]) == set(FIGURES), "everything that a gate may name"
+    assert evidence["figures"]["win_rate"]["estimate"] == result["win_rate"]["estimate"]
     assert result["accuracy"]["winner"]["n"] == result["accuracy"]["base"]["n"] == result["pairs"]["report"]
     assert set(result["seconds"]) == {"preparing", "searching", "finals"}
     assert result["peak_memory_bytes"] > 10**8

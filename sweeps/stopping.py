@@ -1,0 +1,100 @@
+"""The end of an attempt that was told to end: by a signal, or by a successor's claim."""
+
+import _thread
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from simpo.errors import SimPOError
+from sweeps.run_dir import Attempt
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(BaseException):
+    """The attempt was told to end. Not an Exception: Tune must not take it for a failed trial."""
+
+
+class Stop:
+    """Turns a signal, or a successor's claim, into Stopped in the main thread."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._deferred = False
+
+    def install(self) -> None:
+        """Handle SIGTERM and SIGINT; only a main thread can."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._on_signal)
+
+    def superseded(self) -> None:
+        """Called from the pulse's thread."""
+        self.reason = "a newer attempt has taken over"
+        _thread.interrupt_main(signal.SIGTERM)
+
+    def check(self) -> None:
+        """Raise Stopped if it is time: a handler's exception can get lost in a library's callback."""
+        if self.reason is not None:
+            raise Stopped(self.reason)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """In here the handler only takes note, and whoever waits must call `check`.
+
+        Ray turns what a handler raises within `ray.wait` into a SystemError, now and then.
+        """
+        self.check()
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        self.check()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.reason = self.reason or f"stopped by {signal.Signals(number).name}"
+        if not self._deferred:
+            raise Stopped(self.reason)
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Handle SIGTERM and SIGINT for the length of the context; the handlers before it come back."""
+    stop = Stop()
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
+    stop.install()
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def ending_told(attempt: Attempt, stop: Stop) -> Iterator[None]:
+    """The journal hears why the attempt ended early; the exception goes on. USER_ERROR: a SimPOError."""
+    try:
+        yield
+    except Stopped as stopped:
+        attempt.append("job.stopped", str(stopped), {"reason": str(stopped)}, level="warn")
+        raise
+    except SimPOError as error:
+        _note_failure(attempt, "USER_ERROR", error)
+        raise
+    except Exception as error:
+        if stop.reason is not None:  # a library has put its own exception in the place of Stopped
+            attempt.append("job.stopped", stop.reason, {"reason": stop.reason}, level="warn")
+            raise Stopped(stop.reason) from error
+        _note_failure(attempt, "SYSTEM_ERROR", error)
+        raise
+
+
+def _note_failure(attempt: Attempt, kind: str, error: Exception) -> None:
+    log.error("attempt %d failed", attempt.number, exc_info=kind == "SYSTEM_ERROR")
+    message = str(error) or type(error).__name__
+    data = {"class": kind, "code": type(error).__name__, "message": message}
+    attempt.append("job.failed", message, data, level="error")
