@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(args: argparse.Namespace) -> None:
     """Train one model with one method, checkpoint it, and report held-out accuracy when --eval-data is given."""
     method = _method(args.method, args.set)
+    if args.reference_store is not None and not method.needs_reference:
+        raise ConfigError(f"{method.name} has no reference values to keep: leave it out", "--reference-store")
     optim = OptimConfig(learning_rate=args.learning_rate, schedule=args.schedule)
     config = TrainConfig(
         steps=args.steps,
@@ -87,7 +89,11 @@ def train(args: argparse.Namespace) -> None:
     model = load_model(args.model, dtype=config.dtype)
     reference = None
     if method.needs_reference:
-        reference = reference_of(model, plan, mismatched=objective_of(method).needs_kl_batch)
+        mismatched = objective_of(method).needs_kl_batch
+        reference = reference_of(model, plan, mismatched=mismatched, store=args.reference_store, seed=config.seed)
+        console.print(f"reference log-probabilities: {reference.cost}", highlight=False)
+        for warning in reference.cost.warnings:
+            console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)
     if config.lora is not None:
         add_lora(model, config.lora)
     apply_checkpointing(model, plan, config.checkpointing)
@@ -172,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--lora-alpha", type=float, help="adapters are scaled by alpha / rank (default: 32)")
     command.add_argument("--lora-targets", metavar="NAMES", help="q_proj,v_proj ... (default: all linear layers)")
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--reference-store", type=Path, metavar="DIR", help="keep reference log-probabilities there")
     command.add_argument("--eval-data", help="held-out preferences to report accuracy on")
     command.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS")
     command.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint in --out")

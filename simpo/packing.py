@@ -7,7 +7,7 @@ that predict a response token.
 Legend: P, C, R tokens of prompt, chosen, rejected; T unique tokens; S scored tokens; B pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,6 +156,27 @@ class PairStore:
             pieces.append(self.tokens[self._starts[left] :][:prompt_len])
             pieces.append(self.tokens[self._starts[right] + skipped : self._starts[right + 1]])
             lengths.append([prompt_len, *self.lengths_N3[right, 1:]])
+        return PairStore(np.concatenate(pieces), np.asarray(lengths, dtype=np.int64))
+
+    def parts(self) -> Iterator[tuple[Ints, Ints, Ints]]:
+        """(prompt, chosen, rejected) of each pair."""
+        for start, (prompt, chosen, rejected) in zip(self._starts, self.lengths_N3, strict=False):
+            ends = start + np.cumsum((prompt, chosen, rejected))
+            first, second, third = np.split(self.tokens[start : ends[2]], ends[:2] - start)
+            yield first, second, third
+
+    def only(self, wanted_N2: NDArray[np.bool_]) -> "PairStore":
+        """The same prompts with the marked responses alone; one that is alone stands where the chosen one does.
+
+        Pairs of which none is marked are left out. At least one is.
+        """
+        pieces: list[Ints] = []
+        lengths = []
+        for (prompt, *responses), wanted in zip(self.parts(), wanted_N2, strict=True):
+            kept = [response for response, is_wanted in zip(responses, wanted, strict=True) if is_wanted]
+            if kept:
+                pieces += [prompt, *kept]
+                lengths.append([len(prompt), len(kept[0]), len(kept[1]) if len(kept) == 2 else 0])
         return PairStore(np.concatenate(pieces), np.asarray(lengths, dtype=np.int64))
 
     def evaluation_batches(self, token_budget: int) -> list[MicroBatch]:

@@ -113,6 +113,20 @@ def test_adapters_are_trained_resumed_and_merged(
     assert [json.loads(line)["loss"] for line in capsys.readouterr().out.splitlines()] == whole[4:]
 
 
+def test_a_second_run_takes_its_reference_from_the_store(
+    model_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = []
+    for method, run in (("dpo", "a"), ("ipo", "b")):
+        command = ["train", "--model", str(model_dir), "--data", str(data), "--out", str(tmp_path / run)]
+        command += ["--method", method, "--learning-rate", "1e-2", "--batch-pairs", "8", "--steps", "2"]
+        assert main([*command, "--max-length", "64", "--reference-store", str(tmp_path / "references")]) == 0
+        printed.append(" ".join(capsys.readouterr().err.split()))
+    assert "reference log-probabilities: 20 computed" in printed[0]
+    assert "reference log-probabilities: 0 computed" in printed[1]
+    assert "20 known, 8 of them checked" in printed[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -125,6 +139,7 @@ def test_adapters_are_trained_resumed_and_merged(
         (["--data", "/no/such/file.jsonl"], "/no/such/file.jsonl"),
         (["--batch-pairs", "99"], "only 10 pairs"),
         (["--lora-alpha", "8"], "--lora-rank: is needed"),
+        (["--reference-store", "/tmp"], "--reference-store: simpo has no reference"),
         (["--lora-rank", "0"], "rank: must be a whole number of at least 1"),
     ],
 )
