@@ -94,6 +94,9 @@ class Budget(Strict):
     """Optimiser steps of a trial at full budget."""
     wall_clock_s: Annotated[float, Field(gt=0)] | None = None
     """After so many seconds no trial starts and running ones stop; finals still run."""
+    total_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimiser steps of all trials together: a trial starts only if it fits at full length. Steps of trials that were
+    stopped early are free for others."""
 
 
 class Train(Strict):
@@ -151,7 +154,7 @@ class Parallel(Strict):
     """More than 1: data-parallel workers through Ray Train, which may share the weights (train.sharding)."""
 
 
-class _Job(Strict):
+class Job(Strict):
     """What sweeps and runs have in common."""
 
     name: str
@@ -188,7 +191,7 @@ class _Job(Strict):
         return constraints
 
     @model_validator(mode="after")
-    def _judge_fits(self) -> "_Job":
+    def _judge_fits(self) -> "Job":
         if self.judge == PRACTICE and self.dataset.train != PRACTICE:
             raise ConfigError("practice scores only the practice task: use dataset: practice, or judge: null", "judge")
         if self.judge and not self.evaluation.rung_prompts:
@@ -200,7 +203,7 @@ class _Job(Strict):
         return self
 
 
-class SweepSpec(_Job):
+class SweepSpec(Job):
     """One search: one method, one space, one budget."""
 
     method: str = "simpo"
@@ -212,6 +215,9 @@ class SweepSpec(_Job):
         type="asha"
     )
     objective: Annotated[Objective, shorthand("metric")] = Objective(metric="accuracy")
+    random_stratum: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the trials, evenly spread, that are drawn at random from the space and never stopped early, whatever
+    sampler and scheduler do with the others: tuning curves are made of these (`sweeps.tuning_curve`)."""
     budget: Budget = Budget()
     finals: Finals = Finals()
     parallel: Parallel = Parallel()
@@ -241,6 +247,8 @@ class SweepSpec(_Job):
                     f"fall on steps {steps} of {self.budget.steps}: raise budget.steps or use fewer rungs",
                     "scheduler.rungs",
                 )
+        if self.budget.total_steps is not None and self.budget.total_steps < self.budget.steps:
+            raise ConfigError("must be at least budget.steps, or no trial fits", "budget.total_steps")
         if self.train.batch_pairs < self.parallel.workers_per_trial:
             raise ConfigError("must be at least parallel.workers_per_trial", "train.batch_pairs")
         if self.train.sharding != "none" and self.parallel.workers_per_trial == 1:
@@ -251,7 +259,7 @@ class SweepSpec(_Job):
         return self
 
 
-class RunSpec(_Job):
+class RunSpec(Job):
     """A single training job: the one-point sweep."""
 
     method: Annotated[dict[str, Scalar | None], shorthand("name")] = Field(default={"name": "simpo"})
@@ -274,7 +282,7 @@ class RunSpec(_Job):
 
     def to_sweep(self) -> SweepSpec:
         """The same work as a sweep of one constant point, without rungs."""
-        shared = self.model_dump(include=set(_Job.model_fields))
+        shared = self.model_dump(include=set(Job.model_fields))
         point = {key: value for key, value in self.method.items() if key != "name"}
         return SweepSpec(
             **shared,

@@ -22,6 +22,7 @@ from simpo.methods import METHODS
 from sweeps.budget import BudgetPlan, plan_budget
 from sweeps.spaces import Choice, FloatRange, IntRange, LogFloatRange, Range, Scalar
 from sweeps.spec import Asha, SweepSpec, Tpe
+from sweeps.stratum import in_stratum, stratum_size
 
 State = Literal["COMPLETE", "PRUNED", "FAILED", "INFEASIBLE"]
 
@@ -100,16 +101,17 @@ class Study:
         self.optuna = optuna.create_study(direction=spec.objective.goal, pruner=optuna.pruners.NopPruner())
         self._open: dict[int, optuna.trial.Trial] = {}
         self._told = 0
+        self._spent = False
 
     @property
     def exhausted(self) -> bool:
         """Whether every trial of the budget has been asked."""
-        return len(self.asks) >= self.plan.trials
+        return self._spent or len(self.asks) >= self.plan.trials
 
     @property
     def finished(self) -> bool:
         """Whether every trial of the budget has ended."""
-        return len(self.outcomes) >= self.plan.trials
+        return self.exhausted and len(self.outcomes) >= len(self.asks)
 
     def ask(self) -> Ask | None:
         """The next trial to run; None while earlier results are awaited, or when all have been asked.
@@ -118,11 +120,14 @@ class Study:
         """
         while not self.exhausted:
             number = len(self.asks)
-            needed = max(0, number - self.plan.window + 1)
-            if any(earlier not in self.outcomes for earlier in range(needed)):
+            if not self._know(max(0, number - self.plan.window + 1)):
                 return None
-            while self._told < needed:
-                self._tell(self._told)
+            while not self._affords(number):  # what runs may end early, and leave steps for this trial
+                if self._told == number:
+                    self._spent = True
+                    return None
+                if not self._know(self._told + 1):
+                    return None
             ask = self._ask(number)
             recorded = self._replay.get(number)
             if recorded is None or recorded.outcome is None:
@@ -152,9 +157,24 @@ class Study:
             self.outcomes.setdefault(number, Outcome(state="FAILED", reason="the search was stopped"))
             self._tell(number)
 
+    def _know(self, first: int) -> bool:
+        """Tell the sampler of the first so many trials; False while one of them runs."""
+        if any(earlier not in self.outcomes for earlier in range(first)):
+            return False
+        while self._told < first:
+            self._tell(self._told)
+        return True
+
+    def _affords(self, number: int) -> bool:
+        """Whether trial `number` fits into the steps of the whole search if it and all that run go to full budget."""
+        total = self.spec.budget.total_steps
+        taken = sum(self.outcomes[told].step for told in range(self._told))
+        return total is None or taken + (number + 1 - self._told) * self.plan.steps <= total
+
     def _ask(self, number: int) -> Ask:
         seed = int(np.random.SeedSequence([self.spec.seed, number]).generate_state(1)[0])
-        if isinstance(self.spec.sampler, Tpe):
+        random = in_stratum(number, self.spec.random_stratum)
+        if isinstance(self.spec.sampler, Tpe) and not random:
             self.optuna.sampler = optuna.samplers.TPESampler(
                 n_startup_trials=self.spec.sampler.startup_trials, multivariate=True, constant_liar=True, seed=seed
             )
@@ -170,7 +190,7 @@ class Study:
             number=number,
             trial_id=f"trl_{number:04d}",
             params={**self._constants, **trial.params},
-            cutoffs=self._cutoffs(),
+            cutoffs={} if random else self._cutoffs(),
         )
         self.asks[number] = ask
         return ask
@@ -178,9 +198,10 @@ class Study:
     def _fixed(self, number: int) -> dict[str, Any]:
         if number in self._replay:  # the sampler would say the same; a newer Optuna might not
             return {key: self._replay[number].params[key] for key in self._axes}
-        if number < len(self._presets):
+        place = number - stratum_size(number, self.spec.random_stratum)
+        if place < len(self._presets) and not in_stratum(number, self.spec.random_stratum):
             # A value outside the space is left to the sampler: the authors' learning rates are for 7B models.
-            preset = self._presets[number].items()
+            preset = self._presets[place].items()
             return {key: value for key, value in preset if key in self._axes and _lies_in(self._axes[key], value)}
         return {}
 
