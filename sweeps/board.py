@@ -63,6 +63,8 @@ class Board:
     """The trial that leads."""
     best_value: float | None = None
     """Its objective."""
+    reference: dict[str, Any] | None = None
+    """What reference log-probabilities took: seconds, cpu_seconds, tokens, hits, misses, checked; None until known."""
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> "Board":
@@ -106,6 +108,8 @@ class Board:
             self.phase, self.progress = "restarting", 0.0
         elif kind == "job.finished":
             self.phase, self.progress = "done", 1.0
+        elif kind == "reference.ready":
+            self.reference = dict(data)
         elif kind == "best.updated":
             self.best_id, self.best_value = str(data.get("trial_id")), as_number(data.get("value"))
         elif kind.startswith("trial.") and data.get("trial_id"):
@@ -155,3 +159,13 @@ def as_number(value: Any) -> float | None:
     if isinstance(value, Mapping):
         value = value.get("estimate")
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def reference_line(cost: Mapping[str, Any]) -> str:
+    """What reference log-probabilities took, in one line; a method without a reference took nothing."""
+    if not cost.get("hits") and not cost.get("misses"):
+        return "reference log-probabilities: none needed, 0 s"
+    return (
+        f"reference log-probabilities: {cost['misses']} computed, {cost['hits']} known, {cost['tokens']} tokens, "
+        f"{cost['seconds']:.1f} s ({cost['cpu_seconds']:.1f} CPU-seconds)"
+    )

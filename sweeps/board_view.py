@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.board import ENDINGS, Board, TrialRow, as_number
+from sweeps.board import ENDINGS, Board, TrialRow, as_number, reference_line
 
 _PHASE_LINE_EVERY = 0.2  # share of a phase that is worth a line in a log
 _TITLES = {"learning_rate": "lr", "gamma_beta_ratio": "gamma/beta"}
@@ -82,7 +82,9 @@ def draw(board: Board, *, seconds: float, height: int) -> RenderableType:
         Text(f"{board.finished}/{board.total} trials"),
         Text(f"{seconds:.0f} s", style="dim"),
     )
-    return Group(head, trial_table(board, rows=max(3, height - 8)), Text.from_markup(_best_line(board)))
+    cost = [] if board.reference is None else [Text(reference_line(board.reference), style="dim")]
+    table = trial_table(board, rows=max(3, height - 8 - len(cost)))
+    return Group(head, *cost, table, Text.from_markup(_best_line(board)))
 
 
 def trial_table(board: Board, *, rows: int | None = None) -> Table:

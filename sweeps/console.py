@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.board import Board
+from sweeps.board import Board, reference_line
 from sweeps.board_view import point, trial_table
 from sweeps.run_dir import RunDir, read_journal
 from sweeps.spec import SweepSpec
@@ -38,6 +38,7 @@ def result_view(result: Mapping[str, Any]) -> Group:
             facts.add_row(f"{judged['name']} over base", estimate(judged) + ties)
     for who, accuracy in result["accuracy"].items():
         facts.add_row(f"accuracy of {who}", estimate(accuracy))
+    facts.add_row("reference", reference_line(result.get("reference") or {}).partition(": ")[2])
     facts.add_row("seconds", ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in result["seconds"].items()))
     facts.add_row("peak memory", f"{result['peak_memory_bytes'] / 2**30:.2f} GiB")
     return Group(table, Text(), facts)

@@ -10,6 +10,7 @@ import torch
 from ray import tune
 
 from simpo.memory import keep_freed_pages
+from sweeps.board import reference_line
 from sweeps.budget import WallClock, plan_budget
 from sweeps.finals import Verdict, hold_finals, no_winner
 from sweeps.judges import JudgeAccess, check_judges
@@ -38,12 +39,14 @@ def run_attempt(
     listeners: Sequence[Callable[[Record], None]] = (),
     build_threads: int = 1,
     access: JudgeAccess | None = None,
+    references: Path | None = None,
 ) -> dict[str, Any]:
     """Run one attempt of the sweep in `run` and return its result. `number` None: the next free one.
 
     `build_threads` make the base model, where one is made; more than 1 only where OpenMP waits passively (see
     `sweeps.__main__`): with its usual spinning, two threads on a busy machine take ten times as long as one.
-    `access`: keys of judges behind a network, which no spec holds.
+    `access`: keys of judges behind a network, which no spec holds. `references`: where reference log-probabilities are
+    kept, if not in the place of the run's store (`RunDir.references`).
     Raises AttemptClaimed, SimPOError (the user's to mend), Stopped (a signal, or a higher claim).
     """
     spec = parse_spec(run.read_spec(), source=str(run.spec_path))
@@ -62,7 +65,7 @@ def run_attempt(
     attempt.append("job.started", f"attempt {attempt.number} of {spec.name} starts", started)
     with stoppable() as stop, Pulse(attempt, stop.superseded) as pulse, ending_told(attempt, stop):
         return _Attempt(
-            spec, attempt, clock, pulse, stop, ray_address, build_threads, access or JudgeAccess()
+            spec, attempt, clock, pulse, stop, ray_address, build_threads, access or JudgeAccess(), references
         ).run()
 
 
@@ -79,6 +82,7 @@ class _Attempt:
         ray_address: str | None,
         build_threads: int,
         access: JudgeAccess,
+        references: Path | None,
     ) -> None:
         self.spec = spec
         self.attempt = attempt
@@ -88,6 +92,7 @@ class _Attempt:
         self.ray_address = ray_address
         self.build_threads = min(build_threads, spec.parallel.trials)
         self.access = access
+        self.references = references or attempt.run.references
         self._told = -1.0
 
     def run(self) -> dict[str, Any]:
@@ -97,6 +102,9 @@ class _Attempt:
         with self._ray() as trials_at_once:
             with self.clock.enter("preparing"):
                 prepared, facts = self._prepare(sealed, splits)
+                for warning in facts.warnings:
+                    self.attempt.append("reference.warning", warning, level="warn")
+                self.attempt.append("reference.ready", reference_line(facts.reference), facts.reference)
             ledger = Ledger(self.attempt, self.spec, prepared, self.clock)
             self.pulse.counts, self.pulse.pids = ledger.counts, lambda: set(ledger.pids)
             with self.clock.enter("searching"):
@@ -132,7 +140,8 @@ class _Attempt:
     def _prepare(self, sealed: Path | None, splits: Splits | None) -> tuple[Path, Facts]:
         if splits is not None:
             directory = self.attempt.prepared
-            return directory, prepare(self.spec, splits, directory, self._preparing, threads=self.build_threads)
+            told, store = self._preparing, self.references
+            return directory, prepare(self.spec, splits, directory, told, threads=self.build_threads, references=store)
         assert sealed is not None
         facts = load_facts(sealed)
         assert facts is not None  # sealed_for has just read it
@@ -204,6 +213,7 @@ class _Attempt:
             "pairs": facts.pairs,
             "dropped_rows": facts.dropped,
             "truncated_rows": facts.truncated,
+            "reference": facts.reference,
             "seconds": {phase: round(seconds, 3) for phase, seconds in self.clock.seconds.items()},
             "peak_memory_bytes": self.pulse.peak_memory_bytes,
         }

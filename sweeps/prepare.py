@@ -19,7 +19,7 @@ from simpo.model import load_model, load_tokenizer
 from simpo.objectives import OBJECTIVES
 from simpo.packing import PairStore, TokenPair, build_plan
 from simpo.records import Preference, Records, load_preferences
-from simpo.reference import reference_of
+from simpo.reference import ReferenceCost, reference_of
 from simpo.tokenize import encode_prompt, stop_token_ids, tokenize_preferences
 from sweeps.judges import judge_of
 from sweeps.measure import Measurement, measure
@@ -62,9 +62,18 @@ def read_inputs(spec: SweepSpec, directory: Path) -> Splits:
     return read_splits(spec, directory)
 
 
-def prepare(spec: SweepSpec, splits: Splits, directory: Path, progress: Progress, *, threads: int = 1) -> Facts:
+def prepare(
+    spec: SweepSpec,
+    splits: Splits,
+    directory: Path,
+    progress: Progress,
+    *,
+    threads: int = 1,
+    references: Path | None = None,
+) -> Facts:
     """Fill `directory` and seal it. `threads` make the base model, where one is made.
 
+    references: where reference log-probabilities are looked up and kept; None computes them all.
     Raises DataError, ModelError, ConfigError for what the user must mend.
     """
     with _threads(threads):
@@ -85,7 +94,7 @@ def prepare(spec: SweepSpec, splits: Splits, directory: Path, progress: Progress
     plan.save(directory / "plan.safetensors")
     rungs = _held_out(spec, splits.rungs, tokenizer, dropped, truncated, spec.evaluation.rung_prompts)
     report = _held_out(spec, splits.report, tokenizer, dropped, truncated, spec.finals.prompts)
-    facts = Facts(
+    facts = Facts(  # as far as they are known
         spec_hash=spec_hash(spec),
         base=base,
         pairs={"train": len(train), "rungs": len(rungs.pairs), "report": len(report.pairs)},
@@ -97,8 +106,14 @@ def prepare(spec: SweepSpec, splits: Splits, directory: Path, progress: Progress
     model = load_model(base, dtype=spec.train.dtype)
     if spec.train.lora is not None:
         adapted_layers(model, spec.train.lora)  # a wrong name is told now, not by every trial
+    cost = ReferenceCost()
     if objective.needs_reference:
-        reference_of(model, plan, mismatched=objective.needs_kl_batch).save(directory / "reference.safetensors")
+        reference = reference_of(
+            model, plan, mismatched=objective.needs_kl_batch, store=references, seed=spec.seed
+        )
+        reference.save(directory / "reference.safetensors")
+        cost = reference.cost
+    facts = replace(facts, reference=cost.as_dict(), warnings=list(cost.warnings))
     measured = measure_on(spec, facts, rungs, model, tokenizer, seed=spec.seed + RUNG_SEED)
     replace(rungs, base_scores=measured.scores).save(directory / "rungs")
     report.save(directory / "report")

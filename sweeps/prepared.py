@@ -67,6 +67,10 @@ class Facts:
     """What was cut to max_length, by a key of simpo.truncate.TRUNCATIONS, over all splits; empty when nothing was."""
     stop_ids: list[int]
     """Token ids that end an answer."""
+    reference: dict[str, Any] = field(default_factory=dict)
+    """What reference log-probabilities took (simpo.reference.ReferenceCost); zeros for a method without them."""
+    warnings: list[str] = field(default_factory=list)
+    """What a person should know of how this was prepared."""
 
 
 def save_facts(directory: Path, facts: Facts) -> None:

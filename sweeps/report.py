@@ -116,6 +116,7 @@ def report_json(
         "probes": result.get("probes"),
         "dropped_rows": result.get("dropped_rows") or {},
         "truncated_rows": result.get("truncated_rows") or {},
+        "reference": result.get("reference") or {},
         "seconds": _in_order({**(result.get("seconds") or {}), **(seconds or {})}),
         "peak_memory_bytes": max(peak_memory_bytes or 0, int(result.get("peak_memory_bytes") or 0)),
         "seed": story.spec.get("seed"),

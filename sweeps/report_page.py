@@ -36,6 +36,7 @@ def page(spec: Mapping[str, Any], facts: Mapping[str, Any], trials: Sequence[Jso
         _leaderboard(trials, winner, metric),
         _pairs("Dropped rows", facts.get("dropped_rows") or {}, empty="No row was dropped."),
         _pairs("Truncated rows", facts.get("truncated_rows") or {}, empty="No row was cut."),
+        _pairs("Reference log-probabilities", _reference(facts.get("reference") or {}), empty="None were needed: 0 s."),
         _pairs("Seconds by phase", {key: f"{value:.1f}" for key, value in facts["seconds"].items()}, empty=""),
         _pairs("Versions", facts.get("versions") or {}, empty=""),
         f"<details><summary>Spec</summary><pre>{escape(json.dumps(spec, indent=2))}</pre></details>",
@@ -92,6 +93,21 @@ def _headline(facts: Mapping[str, Any], metric: str) -> str:
         f" ({escape(point)}), chosen by {escape(metric.replace('_', ' '))}.</p>"
         f'<div class="cards">{body}</div>'
     )
+
+
+def _reference(cost: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows of what they took; none where nothing was needed."""
+    if not cost.get("misses") and not cost.get("hits"):
+        return {}
+    titles = {
+        "seconds": "seconds",
+        "cpu_seconds": "CPU-seconds",
+        "tokens": "tokens computed",
+        "misses": "responses computed",
+        "hits": "responses known",
+        "checked": "of these computed again as a check",
+    }
+    return {title: cost.get(key) for key, title in titles.items()}
 
 
 def _estimate(value: Mapping[str, Any] | None, otherwise: str) -> tuple[str, str]:

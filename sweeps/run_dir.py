@@ -7,6 +7,7 @@
     <root>/attempts/<n>/prepared/           what all trials share
     <root>/attempts/<n>/trials/<trial>/     checkpoints, manifest.json last
     <root>/attempts/<n>/result.json         published last: its presence is the attempt's success
+    <store>/references/                     of <root> = <store>/sweeps/<id>: reference log-probabilities, for all sweeps
 
 Ray jobs write here, the service reads here; neither ever opens the other's store. Every file appears whole: written
 beside its place, flushed to disk, then renamed.
@@ -67,6 +68,15 @@ class RunDir:
     def spec_path(self) -> Path:
         """Where the immutable spec lies."""
         return self.root / "spec.json"
+
+    @property
+    def references(self) -> Path:
+        """Where reference log-probabilities are kept: one place for all sweeps of a store, which lie in its `sweeps/`.
+
+        A run directory that lies elsewhere keeps its own.
+        """
+        siblings = self.root.parent
+        return (siblings.parent if siblings.name == "sweeps" else self.root) / "references"
 
     def write_spec(self, spec: Mapping[str, Any]) -> None:
         """Write spec.json once; the same content again is fine, another is RunDirError."""

@@ -100,6 +100,18 @@ def test_drawn_with_all_columns() -> None:
     assert "best so far: win rate 0.660 by trial 0 (lr 1.2e-04, beta 2, gamma/beta 0.500)" in text
 
 
+def test_what_the_reference_took_is_shown() -> None:
+    cost = {"seconds": 3.25, "cpu_seconds": 3.0, "tokens": 9000, "hits": 12, "misses": 88, "checked": 8}
+    line = "reference log-probabilities: 88 computed, 12 known, 9000 tokens, 3.2 s (3.0 CPU-seconds)"
+    assert line in drawn(board(happened("reference.ready", **cost)))
+    none = dict.fromkeys(cost, 0)
+    assert "reference log-probabilities: none needed, 0 s" in drawn(board(happened("reference.ready", **none)))
+    assert "reference" not in drawn(board())
+    console = Console(file=(log := io.StringIO()), width=120)
+    watch(board(), [happened("reference.ready", line, **cost)], console)
+    assert log.getvalue().splitlines()[0].endswith(line)
+
+
 def test_many_trials_fit_the_screen() -> None:
     events = [created(number) for number in range(60)]
     events += [happened("trial.pruned", trial_id=f"trl_{number}", value=0.1) for number in range(58)]

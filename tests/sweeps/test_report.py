@@ -60,6 +60,7 @@ def run_dir(tmp_path: Path) -> Path:
             "win_rate": _ESTIMATE,
             "accuracy": {"base": _ESTIMATE | {"estimate": 0.581}, "winner": _ESTIMATE | {"estimate": 0.987}},
             "dropped_rows": {"chosen equals rejected": 12},
+            "reference": dict.fromkeys(("seconds", "cpu_seconds", "tokens", "hits", "misses", "checked"), 0),
             "seconds": {"searching": 80.25},
             "peak_memory_bytes": 2 << 30,
         }
@@ -98,6 +99,16 @@ def test_without_judge_the_reason_is_given(run_dir: Path) -> None:
     facts = report_json(story)
     assert facts["win_rate"] is None
     assert "no judge" in facts["win_rate_reason"]
+
+
+def test_the_cost_of_the_reference_is_told(run_dir: Path, tmp_path: Path) -> None:
+    story = read_story(run_dir)
+    assert story.result is not None
+    assert report_json(story)["reference"]["seconds"] == 0
+    for misses, shown in ((0, "None were needed: 0 s."), (88, "responses computed")):
+        story.result["reference"] |= {"misses": misses, "seconds": 3.25}
+        html = write_report(story, report_json(story), tmp_path)[0].read_text(encoding="utf-8")
+        assert "Reference log-probabilities" in html and shown in html
 
 
 class _Page(HTMLParser):

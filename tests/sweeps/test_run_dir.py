@@ -30,6 +30,12 @@ def test_a_number_is_claimed_once(tmp_path: Path) -> None:
     assert [attempt.number for attempt in run.attempts()] == [1]
 
 
+def test_reference_values_are_shared_within_a_store(tmp_path: Path) -> None:
+    one, other = (RunDir(tmp_path / "store" / "sweeps" / name).references for name in ("swp_1", "swp_2"))
+    assert one == other == tmp_path / "store" / "references"
+    assert RunDir(tmp_path / "mine").references == tmp_path / "mine" / "references"
+
+
 def test_a_lower_number_is_refused_after_a_higher_claim(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.claim(3)

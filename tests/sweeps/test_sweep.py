@@ -58,6 +58,7 @@ def test_a_sweep_leaves_everything_the_contract_names(undisturbed: RunDir) -> No
     assert evidence["figures"]["win_rate"]["estimate"] == result["win_rate"]["estimate"]
     assert result["accuracy"]["winner"]["n"] == result["accuracy"]["base"]["n"] == result["pairs"]["report"]
     assert set(result["seconds"]) == {"preparing", "searching", "finals"}
+    assert set(result["reference"].values()) == {0}, "what SimPO saves is shown"
     assert result["peak_memory_bytes"] > 10**8
     assert [row["rank"] for row in result["leaderboard"]] == list(range(1, 9))
 
@@ -71,6 +72,7 @@ def test_a_sweep_leaves_everything_the_contract_names(undisturbed: RunDir) -> No
     assert kinds[0] == "job.started"
     assert kinds[-1] == "job.finished"
     assert {"trial.created", "trial.progress", "trial.rung", "best.updated", "eval.completed"} <= set(kinds)
+    assert kinds.count("reference.ready") == 1
     assert kinds.count("trial.created") == 8
     phases = [record["data"]["phase"] for record in records if record["type"] == "job.phase"]
     assert sorted(set(phases), key=phases.index) == ["preparing", "searching", "finals", "done"]
