@@ -17,8 +17,6 @@ from sweeps.small_base import SmallRecipe, build_small_base
 from sweeps.spec import SweepSpec, parse_spec, spec_hash
 from tests.sweeps.tiny import tiny_base, tiny_spec
 
-pytestmark = pytest.mark.quick
-
 
 def _silent(share: float, message: str) -> None:
     pass

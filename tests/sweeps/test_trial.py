@@ -15,8 +15,6 @@ from sweeps.spec import SweepSpec
 from sweeps.trial import Assignment, Update, Workbench, train_trial
 from tests.sweeps.tiny import tiny_base, tiny_spec
 
-pytestmark = pytest.mark.quick
-
 POINT = {"learning_rate": 1e-2, "beta": 2.0, "gamma_beta_ratio": 0.5}
 
 
