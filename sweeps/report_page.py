@@ -19,8 +19,6 @@ _PROBES = ("win_rate", "accuracy", "length_ratio", "empty_rate")
 
 def page(spec: Mapping[str, Any], facts: Mapping[str, Any], trials: Sequence[Json]) -> str:
     """The whole document. `facts` is report.json; `trials` are dicts of sweeps.report.trial_facts."""
-    from plotly.offline import get_plotlyjs  # noqa: PLC0415  # lazy: 5 MB of JavaScript, needed only when writing
-
     metric = str((spec.get("objective") or {}).get("metric") or "win_rate")
     winner = facts["best"].get("trial_id")
     figures = {
@@ -31,8 +29,8 @@ def page(spec: Mapping[str, Any], facts: Mapping[str, Any], trials: Sequence[Jso
     sections = [
         _headline(facts, metric),
         _answers(facts),
-        _figures("Search", "Each dot is a trial; the star is the winner.", [k for k in figures if "scatter" in k]),
-        _figures("Training", "Losses of different beta are not comparable; a falling one is.", ["loss", "margin"]),
+        figure_boxes("Search", "Each dot is a trial; the star is the winner.", [k for k in figures if "scatter" in k]),
+        figure_boxes("Training", "Losses of different beta are not comparable; a falling one is.", ["loss", "margin"]),
         _leaderboard(trials, winner, metric),
         _pairs("Dropped rows", facts.get("dropped_rows") or {}, empty="No row was dropped."),
         _pairs("Truncated rows", facts.get("truncated_rows") or {}, empty="No row was cut."),
@@ -41,7 +39,13 @@ def page(spec: Mapping[str, Any], facts: Mapping[str, Any], trials: Sequence[Jso
         _pairs("Versions", facts.get("versions") or {}, empty=""),
         f"<details><summary>Spec</summary><pre>{escape(json.dumps(spec, indent=2))}</pre></details>",
     ]
-    title = f"{facts.get('name') or 'sweep'}: report"
+    return document(f"{facts.get('name') or 'sweep'}: report", sections, figures)
+
+
+def document(title: str, sections: Sequence[str], figures: Mapping[str, Json]) -> str:
+    """A page of its own: HTML sections, and Plotly figures that fill the elements of their names."""
+    from plotly.offline import get_plotlyjs  # noqa: PLC0415  # lazy: 5 MB of JavaScript, needed only when writing
+
     return _DOCUMENT.format(
         title=escape(title),
         style=_STYLE,
@@ -50,6 +54,27 @@ def page(spec: Mapping[str, Any], facts: Mapping[str, Any], trials: Sequence[Jso
         # "</script>" and "<!--" inside a string would end the script element: no "<" is written at all.
         figures=json.dumps(figures).replace("<", "\\u003c"),
     )
+
+
+def figure_boxes(title: str, note: str, names: Sequence[str]) -> str:
+    """A headed row of empty elements, for figures of these names."""
+    boxes = "".join(f'<div class="figure" id="{escape(name)}"></div>' for name in names)
+    return (
+        f'<h2>{escape(title)}</h2><p class="note">{escape(note)}</p><div class="figures">{boxes}</div>' if names else ""
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, best: bool = False, kind: str = "") -> str:
+    """`best`: the first row is the winner's."""
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join(
+        f"<tr{' class=best' if best and not index else ''}>"
+        + "".join(f"<td{' class=num' if _narrow(v) else ''}>{escape(number(v))}</td>" for v in row)
+        + "</tr>"
+        for index, row in enumerate(rows)
+    )
+    thead = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
+    return f'<div class="scroll"><table class="{kind}">{thead}<tbody>{body}</tbody></table></div>'
 
 
 def interval(value: Mapping[str, Any] | None) -> str:
@@ -120,14 +145,7 @@ def _estimate(value: Mapping[str, Any] | None, otherwise: str) -> tuple[str, str
 def _answers(facts: Mapping[str, Any]) -> str:
     keys = ("prompt", "base", "winner")
     rows = [[answer.get(key) or "(nothing)" for key in keys] for answer in facts.get("answers") or ()]
-    return f"<h2>Side by side</h2>{_table(['prompt', 'base', 'winner'], rows)}" if rows else ""
-
-
-def _figures(title: str, note: str, names: Sequence[str]) -> str:
-    boxes = "".join(f'<div class="figure" id="{escape(name)}"></div>' for name in names)
-    return (
-        f'<h2>{escape(title)}</h2><p class="note">{escape(note)}</p><div class="figures">{boxes}</div>' if names else ""
-    )
+    return f"<h2>Side by side</h2>{table(['prompt', 'base', 'winner'], rows)}" if rows else ""
 
 
 def _leaderboard(trials: Sequence[Json], winner: str | None, metric: str) -> str:
@@ -152,7 +170,7 @@ def _leaderboard(trials: Sequence[Json], winner: str | None, metric: str) -> str
     head = ["#", "state", *(_TITLES.get(key, key) for key in params), "step", metric.replace("_", " ")]
     head += [*(key.replace("_", " ") for key in probes), "seconds", "why it ended"]
     note = "On the rungs' data, which chose the finalists. = : its interval holds the best value, so it is tied."
-    return f'<h2>Trials</h2><p class="note">{escape(note)}</p>{_table(head, rows, best=bool(winner))}'
+    return f'<h2>Trials</h2><p class="note">{escape(note)}</p>{table(head, rows, best=bool(winner))}'
 
 
 def _value(trial: Json) -> str:
@@ -166,20 +184,7 @@ def _pairs(title: str, values: Mapping[str, Any], *, empty: str) -> str:
     if not values:
         return f"<h2>{escape(title)}</h2><p>{escape(empty)}</p>" if empty else ""
     rows = [[key.replace("_", " "), value] for key, value in values.items()]
-    return f"<h2>{escape(title)}</h2>{_table(['', ''], rows, kind='pairs')}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, best: bool = False, kind: str = "") -> str:
-    """`best`: the first row is the winner's."""
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "".join(
-        f"<tr{' class=best' if best and not index else ''}>"
-        + "".join(f"<td{' class=num' if _narrow(v) else ''}>{escape(number(v))}</td>" for v in row)
-        + "</tr>"
-        for index, row in enumerate(rows)
-    )
-    thead = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
-    return f'<div class="scroll"><table class="{kind}">{thead}<tbody>{body}</tbody></table></div>'
+    return f"<h2>{escape(title)}</h2>{table(['', ''], rows, kind='pairs')}"
 
 
 def _narrow(value: Any) -> bool:
