@@ -169,7 +169,8 @@ def train_trial(
         rung_steps = (*plan_budget(bench.spec).rung_steps, total)
         every = max(1, total // PROGRESS_REPORTS)
         method = method_from_dict({"name": bench.spec.method, **_hyperparameters(assignment.params)})
-        late = _agreed(lambda: assignment.deadline is not None and clock() > assignment.deadline)
+        deadline = assignment.deadline
+        late = None if deadline is None else _agreed(lambda: clock() > deadline)
         for report in fit(state, bench.plan, method, reference=bench.reference, stop=late):
             step = report.step
             if step % every == 0 or step in rung_steps:

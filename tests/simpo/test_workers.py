@@ -16,7 +16,7 @@ from simpo.methods import KTO, SimPO
 from simpo.packing import build_plan
 from simpo.reference import reference_of
 from simpo.scores import score_pairs
-from simpo.sharding import gathered, is_sharded, shard_model
+from simpo.sharding import gathered, is_sharded, own_part, shard_model
 from tests.simpo.groups import in_group
 from tests.simpo.tiny import random_token_pairs, two_layer_llama
 
@@ -63,7 +63,9 @@ def trained(
     save_checkpoint(directory / "end" / "served", model=model)
     with gathered(model):
         margin = score_pairs(model, plan.pairs.evaluation_batches(token_budget)).chosen_sum_B.tolist()
-    return {"reports": reports, "scores": margin, "divided": divided}
+    weights = list(model.parameters()) if lora else state.weights
+    held = sum(own_part(weight).numel() for weight in weights) / sum(weight.numel() for weight in weights)
+    return {"reports": reports, "scores": margin, "divided": divided, "held": held}
 
 
 def files(directory: Path) -> dict[str, torch.Tensor]:
@@ -125,7 +127,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dic
         (directory / "alone" / "middle").rename(directory / f"onward-{sharding}" / "middle")
     ranks = in_group(every_case, directory)
     for name, result in ranks[0].items():
-        assert result == ranks[1][name], name
+        assert result == {**ranks[1][name], "held": result["held"]}, name
         assert result["divided"] == name.endswith("full")
     return directory, ranks[0]
 
@@ -168,3 +170,13 @@ def test_float32_shares_of_a_bfloat16_model(
         losses = [report[0] for report in results[f"half-{sharding}"]["reports"]]
         assert losses == pytest.approx([report[0] for report in alone["reports"]], abs=2e-3)
         assert_same(directory / f"half-{sharding}", tmp_path, atol=5e-3)
+
+
+def test_a_worker_holds_its_share(group: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    _, results = group
+    held = {name: result["held"] for name, result in results.items()}
+    assert {share for name, share in held.items() if name.endswith("none")} == {1.0}
+    # Every master, moment and gradient; of a model with adapters the layers, beside its embedding and the adapters.
+    assert {name: share for name, share in held.items() if name.endswith("full") and not 0.49 < share < 0.51} == {
+        "lora-full": pytest.approx(0.66, abs=0.05)
+    }
