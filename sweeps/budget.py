@@ -3,7 +3,9 @@
 import time
 from dataclasses import dataclass
 
-from sweeps.spec import Asha, SweepSpec
+from sweeps.search_spec import Asha, Grid, Median, Pbt
+from sweeps.spaces import grid_size
+from sweeps.spec import SweepSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +17,10 @@ class BudgetPlan:
     steps: int
     """Optimiser steps of a trial at full budget."""
     rung_steps: tuple[int, ...]
-    """Steps at which a trial is compared with its predecessors, rising, all below `steps`."""
+    """Steps at which a trial is compared with its predecessors, rising, all below `steps`. Population-based training:
+    the ends of all generations but the last."""
     window: int
-    """Trial i is asked when trials 0 to i - window have been told."""
+    """Trial i is asked when trials 0 to i - window have been told; as long as the sweep where nobody waits."""
     most_steps: int
     """Optimiser steps if nothing is stopped early."""
     likely_steps: int
@@ -34,20 +37,30 @@ def plan_budget(spec: SweepSpec) -> BudgetPlan:
     """The plan of a valid spec."""
     steps, trials = spec.budget.steps, spec.budget.trials
     rungs: tuple[int, ...] = ()
-    likely = float(trials * steps)
-    if isinstance(spec.scheduler, Asha):
-        rungs = tuple(round(share * steps) for share in spec.scheduler.rungs)
+    most = likely = float(trials * steps)
+    scheduler = spec.scheduler
+    if isinstance(spec.sampler, Grid):
+        trials = min(trials, grid_size(spec.space, spec.sampler.points))
+        most = likely = float(trials * steps)
+    if isinstance(scheduler, Asha | Median):
+        rungs = tuple(round(share * steps) for share in scheduler.rungs)
         ends = [*rungs, steps]
         starts = [0, *rungs]
-        alive = [spec.scheduler.reduction_factor**-level for level in range(len(ends))]
+        through = 2.0 if isinstance(scheduler, Median) else scheduler.reduction_factor
+        alive = [
+            scheduler.control_group + (1 - scheduler.control_group) * through**-level for level in range(len(ends))
+        ]
         likely = trials * sum(share * (end - start) for share, start, end in zip(alive, starts, ends, strict=True))
+    elif isinstance(scheduler, Pbt):
+        rungs = tuple(round(steps * (past + 1) / scheduler.generations) for past in range(scheduler.generations - 1))
+        most = likely = float(scheduler.population * steps)
     return BudgetPlan(
         trials=trials,
         steps=steps,
         rung_steps=rungs,
         # Twice the trials at once: while one slow trial is held back, the others still find work.
-        window=2 * spec.parallel.trials,
-        most_steps=trials * steps,
+        window=2 * spec.parallel.trials if spec.mode == "deterministic" else trials,
+        most_steps=round(most),
         likely_steps=round(likely),
         wall_clock_s=spec.budget.wall_clock_s,
     )

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from simpo.config import TokenPolicy
 from simpo.errors import ConfigError
+from sweeps.search_spec import TAGS as SEARCH_TAGS
 from sweeps.spaces import AXIS_TYPES
 
 
@@ -30,7 +31,7 @@ def faults_of(error: ValidationError) -> tuple[tuple[str, str], ...]:
 
 
 # Names of union members, which pydantic puts into an error's place though no one wrote them.
-_TAGS = {*AXIS_TYPES, "constant", "tpe", "random", "asha", "none", "named", "openai", "reward_model"}
+_TAGS = {*AXIS_TYPES, *SEARCH_TAGS, "constant", "named", "openai", "reward_model"}
 
 
 def _fault(item: dict[str, Any]) -> tuple[str, str]:

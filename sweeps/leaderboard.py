@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweeps.ledger import Ended
-from sweeps.spec import Objective
+from sweeps.search_spec import Objective
 
 _GROUPS = {"COMPLETE": 0, "PRUNED": 1, "INFEASIBLE": 2, "FAILED": 3}
 

@@ -22,10 +22,9 @@ from sweeps.defaults import PRACTICE as PRACTICE
 from sweeps.defaults import scores_answers, with_task_defaults
 from sweeps.faults import SpecError, faults_of
 from sweeps.judges_spec import JudgeSpec, RewardModel
+from sweeps.search_spec import Asha, NoScheduler, Objective, RandomSearch, Sampler, Scheduler, Tpe, check_search
 from sweeps.spaces import Axis, Scalar, check_space
 from sweeps.strict import Strict, shorthand
-
-METRICS = ("win_rate", "accuracy", "margin")
 
 
 class Dataset(Strict):
@@ -40,50 +39,6 @@ class Dataset(Strict):
     """Share of the training rows set aside for the rungs; the search sees only these."""
     limit: Annotated[int, Field(ge=4)] | None = None
     """Use at most so many rows of `train`."""
-
-
-class Tpe(Strict):
-    """Tree-structured Parzen estimator, multivariate, with constant liar for running trials."""
-
-    type: Literal["tpe"]
-    startup_trials: Annotated[int, Field(ge=0)] = 6
-    """Random points before the estimator takes over."""
-
-
-class RandomSearch(Strict):
-    """Independent random points."""
-
-    type: Literal["random"]
-
-
-class Asha(Strict):
-    """Successive halving with cut-offs that are fixed when a trial is asked (sweeps/README.md, decisions)."""
-
-    type: Literal["asha"]
-    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.5)
-    """Shares of the full budget at which trials are compared, rising."""
-    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
-    """The best 1/reduction_factor of the trials go on."""
-
-    @field_validator("rungs")
-    @classmethod
-    def _rising(cls, rungs: tuple[float, ...]) -> tuple[float, ...]:
-        if not rungs or list(rungs) != sorted(set(rungs)):
-            raise ConfigError("must be rising fractions of the budget, e.g. [0.25, 0.5]; for none use scheduler: none")
-        return rungs
-
-
-class NoScheduler(Strict):
-    """Every trial runs to full budget."""
-
-    type: Literal["none"]
-
-
-class Objective(Strict):
-    """What the search improves: a number measured on the rung data, never on the evaluation set of the report."""
-
-    metric: Literal["win_rate", "accuracy", "margin"]
-    goal: Literal["maximize", "minimize"] = "maximize"
 
 
 class Budget(Strict):
@@ -210,17 +165,46 @@ class SweepSpec(Job):
     space: dict[str, Axis] = Field(default_factory=dict)
     presets: Literal["none", "paper"] = "none"
     """paper: the authors' released settings are tried first; a value of theirs outside the space is sampled instead."""
-    sampler: Annotated[Annotated[Tpe | RandomSearch, Field(discriminator="type")], shorthand("type")] = Tpe(type="tpe")
-    scheduler: Annotated[Annotated[Asha | NoScheduler, Field(discriminator="type")], shorthand("type")] = Asha(
-        type="asha"
-    )
+    warm_start: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Earlier sweeps that teach the sampler: run directories, or ids of sweeps that lie beside this one. Refused when
+    their values mean something else (`sweeps.warm_start`)."""
+    sampler: Annotated[Sampler, shorthand("type")] = Tpe(type="tpe")
+    scheduler: Annotated[Scheduler, shorthand("type")] = Asha(type="asha")
     objective: Annotated[Objective, shorthand("metric")] = Objective(metric="accuracy")
+    """A list of several asks for their Pareto front; its first then stands here and chooses among the finalists."""
+    other_objectives: tuple[Objective, ...] = ()
+    """The rest of such a list."""
+    mode: Literal["deterministic", "asynchronous"] = "deterministic"
+    """deterministic: points and stops depend on seeds and results alone. asynchronous: no trial waits for another's
+    result, for clusters of many unequal machines; another run, or a resumed one, may find other points."""
     random_stratum: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the trials, evenly spread, that are drawn at random from the space and never stopped early, whatever
     sampler and scheduler do with the others: tuning curves are made of these (`sweeps.tuning_curve`)."""
     budget: Budget = Budget()
     finals: Finals = Finals()
     parallel: Parallel = Parallel()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _search_defaults(cls, values: Any) -> Any:
+        """A list of objectives taken apart, and what follows from other choices unless it is said."""
+        if not isinstance(values, Mapping):
+            return values
+        filled = dict(values)
+        listed = filled.get("objective")
+        if isinstance(listed, list | tuple) and listed:
+            if filled.get("other_objectives"):
+                raise ConfigError(
+                    "is the rest of the list under objective: write all of them there", "other_objectives"
+                )
+            each = [{"metric": value} if isinstance(value, str) else value for value in listed]
+            filled |= {"objective": each[0], "other_objectives": each[1:]}
+        if filled.get("other_objectives"):
+            filled.setdefault("scheduler", "none")
+        scheduler = filled.get("scheduler")
+        if (scheduler.get("type") if isinstance(scheduler, Mapping) else scheduler) == "pbt":
+            filled.setdefault("sampler", "random")
+        return filled
 
     @field_validator("method")
     @classmethod
@@ -235,18 +219,26 @@ class SweepSpec(Job):
             check_space(self.method, self.space)
         except ConfigError as error:
             raise ConfigError(error.message, f"space.{error.field}" if error.field else "space") from error
-        if self.objective.metric == "win_rate" and not scores_answers(self.judge):
+        metrics = [objective.metric for objective in self.objectives]
+        if len(set(metrics)) != len(metrics):
+            raise ConfigError("names a metric twice", "objective")
+        if "win_rate" in metrics and not scores_answers(self.judge):
             reason = "needs a judge: set judge: practice, or"
             if self.judge is not None:
                 reason = "is measured at every rung, and an endpoint judges the finals alone:"
             raise ConfigError(f"win_rate {reason} use accuracy or margin", "objective.metric")
-        if isinstance(self.scheduler, Asha):
-            steps = [round(rung * self.budget.steps) for rung in self.scheduler.rungs]
-            if steps != sorted(set(steps)) or steps[0] < 1 or steps[-1] >= self.budget.steps:
-                raise ConfigError(
-                    f"fall on steps {steps} of {self.budget.steps}: raise budget.steps or use fewer rungs",
-                    "scheduler.rungs",
-                )
+        check_search(
+            space=self.space,
+            sampler=self.sampler,
+            scheduler=self.scheduler,
+            objectives=self.objectives,
+            constraints=self.constraints,
+            trials=self.budget.trials,
+            steps=self.budget.steps,
+        )
+        if self.random_stratum and (self.scheduler.type == "pbt" or self.sampler.type == "grid"):
+            chosen = "pbt" if self.scheduler.type == "pbt" else "grid"
+            raise ConfigError(f"{chosen} lays down every trial's point beforehand: set it to 0", "random_stratum")
         if self.budget.total_steps is not None and self.budget.total_steps < self.budget.steps:
             raise ConfigError("must be at least budget.steps, or no trial fits", "budget.total_steps")
         if self.train.batch_pairs < self.parallel.workers_per_trial:
@@ -257,6 +249,11 @@ class SweepSpec(Job):
                 "train.sharding",
             )
         return self
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """All of them; the first one chooses among finalists."""
+        return (self.objective, *self.other_objectives)
 
 
 class RunSpec(Job):
@@ -298,9 +295,37 @@ class RunSpec(Job):
 
 
 def spec_hash(spec: SweepSpec | RunSpec) -> str:
-    """sha256 of the canonical JSON: equal specs, equal hash."""
-    canonical = json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    """sha256 of the canonical JSON: equal specs, equal hash.
+
+    A field that came later joins it only with a value of its own, so that an upgrade changes no hash.
+    """
+    canonical = json.dumps(_without_later(spec.model_dump(mode="json")), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+_LATER: Mapping[str, Any] = {
+    "mode": "deterministic",
+    "warm_start": [],
+    "other_objectives": [],
+    "train.sharding": "none",
+    "random_stratum": 0.0,
+    "budget.total_steps": None,
+    "sampler.candidates": 24,
+    "sampler.prior_weight": 1.0,
+    "scheduler.control_group": 0.0,
+    "space.*.when": None,
+    "space.*.step": None,
+}
+
+
+def _without_later(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{place}{'*' if place == 'space.' else key}"
+        if path in _LATER and value == _LATER[path]:
+            continue
+        kept[key] = _without_later(value, f"{path}.") if isinstance(value, dict) else value
+    return kept
 
 
 def parse_spec(values: Any, *, source: str | None = None) -> SweepSpec:

@@ -1,18 +1,20 @@
 """The search itself: Optuna asked and told so that suggestions depend on seeds and results alone, never on timing.
 
-No Ray in here. Three rules make the search a pure function of (spec, results):
+No Ray in here. Three rules make the search a pure function of (spec, results), in the mode `deterministic`:
 
 * Trial i is asked exactly when trials 0 .. i - window are told, and no others: results that arrive earlier wait.
 * Trials are told in the order of their numbers, and the sampler is made anew for each ask, seeded with (seed, i).
 * A trial's cut-offs are computed when it is asked, from the trials told by then, and travel with it.
 
-So a resumed search that is fed the recorded results asks the same questions again.
+So a resumed search that is fed the recorded results asks the same questions again. In the mode `asynchronous` nobody
+waits: an ask knows what has been completed by then, in the order of completion. Population-based training waits for
+whole generations.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from statistics import fmean, median
+from typing import Any
 
 import numpy as np
 import optuna
@@ -20,92 +22,55 @@ from optuna.trial import TrialState
 
 from simpo.methods import METHODS
 from sweeps.budget import BudgetPlan, plan_budget
-from sweeps.spaces import Choice, FloatRange, IntRange, LogFloatRange, Range, Scalar
-from sweeps.spec import Asha, SweepSpec, Tpe
+from sweeps.generations import Heir, generation_end, heirs
+from sweeps.outcome import Ask as Ask
+from sweeps.outcome import Lesson as Lesson
+from sweeps.outcome import Outcome as Outcome
+from sweeps.outcome import Replay as Replay
+from sweeps.outcome import State as State
+from sweeps.outcome import honest
+from sweeps.pareto import fronts
+from sweeps.samplers import distribution, lies_in, optuna_sampler, planned_point, seed_of, suggest
+from sweeps.search_spec import Asha, Median, Pbt
+from sweeps.spaces import Choice, FloatRange, IntRange, LogFloatRange, Scalar, holds
+from sweeps.spec import SweepSpec
 from sweeps.stratum import in_stratum, stratum_size
-
-State = Literal["COMPLETE", "PRUNED", "FAILED", "INFEASIBLE"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ask:
-    """A trial to run."""
-
-    number: int
-    """Its place in the search, from 0."""
-    trial_id: str
-    """The same over all attempts."""
-    params: dict[str, Scalar]
-    """learning_rate and hyperparameters, constants included."""
-    cutoffs: dict[int, float]
-    """Step of a rung -> objective value that must be reached to go on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a trial ended."""
-
-    state: State
-    """COMPLETE: full budget. PRUNED: stopped early. FAILED: no usable value. INFEASIBLE: broke a constraint."""
-    step: int = 0
-    """Optimiser steps taken."""
-    value: float | None = None
-    """The last measured objective."""
-    rungs: dict[int, float] = field(default_factory=dict)
-    """Step -> objective, at every rung reached."""
-    constraints: dict[str, float] = field(default_factory=dict)
-    """Probe -> violation at the last measurement, at most 0 when the constraint holds."""
-    reason: str = ""
-    """Why it ended, for people."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> "Outcome":
-        """The inverse of `as_dict`; JSON has made the steps text."""
-        known = {key: values[key] for key in Outcome.__dataclass_fields__ if key in values}
-        return Outcome(**{**known, "rungs": {int(step): value for step, value in known.get("rungs", {}).items()}})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replay:
-    """What a predecessor's journal knows of a trial."""
-
-    params: dict[str, Scalar]
-    """Its point, as it was suggested."""
-    outcome: Outcome | None = None
-    """None: it was running when the attempt died."""
 
 
 class Study:
     """One search. `ask` and `complete` in any interleaving; `close` at the end."""
 
-    def __init__(self, spec: SweepSpec, replay: Mapping[int, Replay] | None = None) -> None:
+    def __init__(
+        self, spec: SweepSpec, replay: Mapping[int, Replay] | None = None, lessons: Sequence[Lesson] = ()
+    ) -> None:
         self.spec = spec
         self.plan: BudgetPlan = plan_budget(spec)
         self.asks: dict[int, Ask] = {}
         self.outcomes: dict[int, Outcome] = {}
         self._axes: dict[str, optuna.distributions.BaseDistribution] = {}
+        self._conditional: dict[str, optuna.distributions.BaseDistribution] = {}
         self._constants: dict[str, Scalar] = {}
         for key, axis in sorted(spec.space.items()):  # sorted: the order of a YAML file must not move the search
             if isinstance(axis, FloatRange | LogFloatRange | IntRange | Choice):
-                self._axes[key] = _distribution(axis)
+                (self._axes if axis.when is None else self._conditional)[key] = distribution(axis)
             else:
                 self._constants[key] = axis
         self._presets: Sequence[Mapping[str, Any]] = METHODS[spec.method].presets if spec.presets == "paper" else ()
         self._replay = dict(replay or {})
-        self._sign = 1.0 if spec.objective.goal == "maximize" else -1.0
+        self._sign = spec.objective.sign
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.optuna = optuna.create_study(direction=spec.objective.goal, pruner=optuna.pruners.NopPruner())
+        goals = [objective.goal for objective in spec.objectives]
+        self.optuna = optuna.create_study(directions=goals, pruner=optuna.pruners.NopPruner())
         self._open: dict[int, optuna.trial.Trial] = {}
-        self._told = 0
+        self._ended: list[int] = []
+        self._told: list[int] = []
+        self._heirs: dict[int, list[Heir]] = {}
+        self.lessons = sum([self._learn(lesson) for lesson in lessons])
         self._spent = False
 
     @property
     def exhausted(self) -> bool:
-        """Whether every trial of the budget has been asked."""
+        """Whether every trial of the budget has been asked, or a whole population is gone."""
         return self._spent or len(self.asks) >= self.plan.trials
 
     @property
@@ -120,14 +85,17 @@ class Study:
         """
         while not self.exhausted:
             number = len(self.asks)
-            if not self._know(max(0, number - self.plan.window + 1)):
+            if not self._know(self._needed(number)):
                 return None
             while not self._affords(number):  # what runs may end early, and leave steps for this trial
-                if self._told == number:
+                if len(self._told) == number:
                     self._spent = True
                     return None
-                if not self._know(self._told + 1):
+                if not self._know(self._needed(number, more=1)):
                     return None
+            if self._extinct(number):
+                self._spent = True
+                return None
             ask = self._ask(number)
             recorded = self._replay.get(number)
             if recorded is None or recorded.outcome is None:
@@ -139,7 +107,9 @@ class Study:
         """Note a trial's end. A second end of the same trial is ignored: retries and late reports happen."""
         if number not in self.asks:
             raise KeyError(f"trial {number} was never asked")
-        self.outcomes.setdefault(number, _honest(outcome))
+        if number not in self.outcomes:
+            self.outcomes[number] = honest(outcome)
+            self._ended.append(number)
 
     def best(self) -> int | None:
         """The number of the best complete trial; of equals the first. None before there is one."""
@@ -147,87 +117,169 @@ class Study:
         return ranked[0] if ranked else None
 
     def ranked(self) -> list[int]:
-        """Numbers of the complete trials, best first, equals in order of number."""
+        """Numbers of the complete trials, best first, equals in order of number.
+
+        With several objectives: by front, and within one by the first objective.
+        """
         complete = [number for number, outcome in self.outcomes.items() if outcome.state == "COMPLETE"]
-        return sorted(complete, key=lambda number: (-self._sign * _value(self.outcomes[number]), number))
+        front = self._fronts(complete)
+        return sorted(complete, key=lambda n: (front[n], -self._sign * _value(self.outcomes[n]), n))
+
+    def wanted(self) -> set[int]:
+        """Numbers of trials whose checkpoints may still be asked for by a later generation."""
+        if not isinstance(self.spec.scheduler, Pbt):
+            return set()
+        size = self.spec.scheduler.population
+        return {
+            number
+            for number, ask in self.asks.items()
+            if ask.until is not None and any(n not in self.outcomes for n in _members(number // size + 1, size))
+        }
 
     def close(self) -> None:
         """Tell Optuna the rest; what never ended is told FAIL, so that no trial stays running for ever."""
-        for number in range(self._told, len(self.asks)):
+        for number in sorted(self._open):
             self.outcomes.setdefault(number, Outcome(state="FAILED", reason="the search was stopped"))
             self._tell(number)
 
-    def _know(self, first: int) -> bool:
-        """Tell the sampler of the first so many trials; False while one of them runs."""
-        if any(earlier not in self.outcomes for earlier in range(first)):
+    def _needed(self, number: int, *, more: int = 0) -> Sequence[int]:
+        """The trials that must have been told before trial `number` is asked, in order; `more`: further ones."""
+        if self.spec.mode == "asynchronous":
+            known = len(self._told) + more
+            return self._ended if known <= len(self._ended) else range(number)
+        first = number - self.plan.window + 1
+        if isinstance(self.spec.scheduler, Pbt):
+            first = number - number % self.spec.scheduler.population
+        return range(max(0, first, len(self._told) + more))
+
+    def _know(self, needed: Sequence[int]) -> bool:
+        """Tell the sampler of these trials; False while one of them runs."""
+        if any(earlier not in self.outcomes for earlier in needed):
             return False
-        while self._told < first:
-            self._tell(self._told)
+        for earlier in needed[len(self._told) :]:
+            self._tell(earlier)
         return True
+
+    def _extinct(self, number: int) -> bool:
+        """Whether nobody is left whom trial `number` could go on from."""
+        scheduler = self.spec.scheduler
+        if not isinstance(scheduler, Pbt) or number == 0 or number % scheduler.population:
+            return False
+        generation = number // scheduler.population - 1
+        members, end = _members(generation, scheduler.population), generation_end(self.spec, generation)
+        values = {
+            member: _value(outcome)
+            for member in members
+            if (outcome := self.outcomes[member]).state == "PRUNED" and outcome.step == end
+        }
+        points = {member: self.asks[member].params for member in members}
+        self._heirs[generation + 1] = heirs(self.spec, generation, points, values)
+        return not self._heirs[generation + 1]
 
     def _affords(self, number: int) -> bool:
         """Whether trial `number` fits into the steps of the whole search if it and all that run go to full budget."""
         total = self.spec.budget.total_steps
-        taken = sum(self.outcomes[told].step for told in range(self._told))
-        return total is None or taken + (number + 1 - self._told) * self.plan.steps <= total
+        taken = sum(self.outcomes[told].step for told in self._told)
+        return total is None or taken + (number + 1 - len(self._told)) * self.plan.steps <= total
 
     def _ask(self, number: int) -> Ask:
-        seed = int(np.random.SeedSequence([self.spec.seed, number]).generate_state(1)[0])
         random = in_stratum(number, self.spec.random_stratum)
-        if isinstance(self.spec.sampler, Tpe) and not random:
-            self.optuna.sampler = optuna.samplers.TPESampler(
-                n_startup_trials=self.spec.sampler.startup_trials, multivariate=True, constant_liar=True, seed=seed
-            )
+        if random:
+            self.optuna.sampler = optuna.samplers.RandomSampler(seed=seed_of(self.spec, number))
         else:
-            self.optuna.sampler = optuna.samplers.RandomSampler(seed=seed)
+            self.optuna.sampler = optuna_sampler(self.spec, number, conditional=bool(self._conditional))
         fixed = self._fixed(number)
         if fixed:
             self.optuna.enqueue_trial(fixed)
         trial = self.optuna.ask(self._axes)
-        assert trial.number == number  # asked in order, from this study alone
+        for key, axis in self._conditional.items():
+            if holds(self.spec.space[key], {**self._constants, **trial.params}):
+                suggest(trial, key, axis)
+        if self.spec.sampler.keeps_notes:
+            trial.relative_params  # noqa: B018  # computed when looked at, which a replayed point would not do
+        assert trial.number == number + self.lessons  # asked in order, from this study alone
         self._open[number] = trial
+        control = self._in_control(number)
         ask = Ask(
             number=number,
             trial_id=f"trl_{number:04d}",
             params={**self._constants, **trial.params},
-            cutoffs={} if random else self._cutoffs(),
+            cutoffs={} if random or control else self._cutoffs(),
+            control=control,
+            **self._descent(number),
         )
         self.asks[number] = ask
         return ask
 
     def _fixed(self, number: int) -> dict[str, Any]:
         if number in self._replay:  # the sampler would say the same; a newer Optuna might not
-            return {key: self._replay[number].params[key] for key in self._axes}
+            known = self._replay[number].params
+            return {key: known[key] for key in (*self._axes, *self._conditional) if key in known}
+        if (heir := self._heir(number)) is not None:
+            return {key: value for key, value in heir.params.items() if key not in self._constants}
         place = number - stratum_size(number, self.spec.random_stratum)
         if place < len(self._presets) and not in_stratum(number, self.spec.random_stratum):
             # A value outside the space is left to the sampler: the authors' learning rates are for 7B models.
             preset = self._presets[place].items()
-            return {key: value for key, value in preset if key in self._axes and _lies_in(self._axes[key], value)}
-        return {}
+            return {key: value for key, value in preset if key in self._axes and lies_in(self._axes[key], value)}
+        return {} if in_stratum(number, self.spec.random_stratum) else planned_point(self.spec, number)
+
+    def _heir(self, number: int) -> Heir | None:
+        if not isinstance(self.spec.scheduler, Pbt) or number < self.spec.scheduler.population:
+            return None
+        generation, member = divmod(number, self.spec.scheduler.population)
+        return self._heirs[generation][member]
+
+    def _descent(self, number: int) -> dict[str, Any]:
+        """The fields of an ask that only population-based training has."""
+        if not isinstance(self.spec.scheduler, Pbt):
+            return {}
+        generation, heir = number // self.spec.scheduler.population, self._heir(number)
+        last = generation + 1 == self.spec.scheduler.generations
+        return {
+            "parent": None if heir is None else heir.parent,
+            "start": generation_end(self.spec, generation - 1) if generation else 0,
+            "until": None if last else generation_end(self.spec, generation),
+        }
+
+    def _in_control(self, number: int) -> bool:
+        """Every 1/control_group-th trial, from a place that the seed chooses."""
+        scheduler = self.spec.scheduler
+        if not isinstance(scheduler, Asha | Median):
+            return False
+        share, place = scheduler.control_group, seed_of(self.spec, 2**31) / 2**32
+        return math.floor((number + 1) * share + place) > math.floor(number * share + place)
 
     def _cutoffs(self) -> dict[int, float]:
         """ASHA's rule (Li et al. 2018): the best 1/reduction_factor of the values seen at a rung go on.
 
         Fewer values than the reduction factor cut nobody: one of them would have to go on whatever its worth.
+        Median stopping compares with the median of the others' means over their rungs so far.
         """
-        if not isinstance(self.spec.scheduler, Asha):
+        scheduler = self.spec.scheduler
+        if not isinstance(scheduler, Asha | Median):
             return {}
-        factor = self.spec.scheduler.reduction_factor
         cutoffs = {}
         for step in self.plan.rung_steps:
-            told = [self.outcomes[number] for number in range(self._told)]
-            seen = [self._sign * outcome.rungs[step] for outcome in told if _counts_at(outcome, step)]
-            if len(seen) >= factor:
-                cutoffs[step] = self._sign * float(np.quantile(seen, 1 - 1 / factor))
+            told = [outcome for number in self._told if _counts_at(outcome := self.outcomes[number], step)]
+            if isinstance(scheduler, Median):
+                seen = [fmean(value for at, value in outcome.rungs.items() if at <= step) for outcome in told]
+                if len(seen) >= scheduler.startup_trials:
+                    cutoffs[step] = median(seen)
+                continue
+            seen = [self._sign * outcome.rungs[step] for outcome in told]
+            if len(seen) >= scheduler.reduction_factor:
+                cutoffs[step] = self._sign * float(np.quantile(seen, 1 - 1 / scheduler.reduction_factor))
         return cutoffs
 
     def _tell(self, number: int) -> None:
-        """In order of number. Constraints go first, intermediate values too: PRUNED keeps its last one."""
+        """Constraints go first, intermediate values too: PRUNED keeps its last one."""
         trial, outcome = self._open.pop(number), self.outcomes[number]
         for probe, violation in outcome.constraints.items():
             trial.set_constraint(probe, violation)
-        for step, value in sorted(outcome.rungs.items()):
-            trial.report(value, step)
+        if not self.spec.other_objectives:  # Optuna has no intermediate values for several
+            for step, value in sorted(outcome.rungs.items()):
+                trial.report(value, step)
         if outcome.reason:
             trial.set_user_attr("reason", outcome.reason)
         trial.set_user_attr("trial_id", self.asks[number].trial_id)
@@ -237,42 +289,57 @@ class Study:
             self.optuna.tell(trial, state=TrialState.PRUNED)
         else:
             # Infeasible is complete with a violated constraint: the sampler learns where models collapse.
-            self.optuna.tell(trial, _value(outcome), state=TrialState.COMPLETE)
-        self._told += 1
+            self.optuna.tell(trial, _values(self.spec, outcome), state=TrialState.COMPLETE)
+        self._told.append(number)
 
+    def _learn(self, lesson: Lesson) -> bool:
+        """Add an earlier sweep's trial if it lies in this space; whether it does."""
+        outcome, params = lesson.outcome, lesson.params
+        there = {key: axis for key, axis in self._conditional.items() if holds(self.spec.space[key], params)}
+        axes = {**self._axes, **there}
+        inside = set(params) == {*axes, *self._constants} and (
+            all(params[key] == value for key, value in self._constants.items())
+            and all(lies_in(axis, params[key]) for key, axis in axes.items())
+        )
+        several = bool(self.spec.other_objectives)
+        if not inside or outcome.value is None or (several and outcome.state == "PRUNED"):
+            return False
+        self.optuna.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.PRUNED if outcome.state == "PRUNED" else TrialState.COMPLETE,
+                values=_values(self.spec, outcome),
+                params={key: params[key] for key in axes},
+                distributions=axes,
+                intermediate_values={} if several else outcome.rungs,
+                constraints=outcome.constraints,
+            )
+        )
+        return True
 
-def _distribution(axis: Range) -> optuna.distributions.BaseDistribution:
-    if isinstance(axis, Choice):
-        return optuna.distributions.CategoricalDistribution(axis.choices)
-    if isinstance(axis, IntRange):
-        return optuna.distributions.IntDistribution(axis.low, axis.high)
-    return optuna.distributions.FloatDistribution(axis.low, axis.high, log=isinstance(axis, LogFloatRange))
-
-
-def _lies_in(axis: optuna.distributions.BaseDistribution, value: Any) -> bool:
-    try:
-        return bool(axis._contains(axis.to_internal_repr(value)))
-    except ValueError:  # no such choice
-        return False
-
-
-def _honest(outcome: Outcome) -> Outcome:
-    """An outcome that Optuna can be told: what is missing or not finite makes the trial FAILED, with a reason."""
-    numbers = [outcome.value, *outcome.rungs.values(), *outcome.constraints.values()]
-    if outcome.state == "FAILED":
-        return Outcome(state="FAILED", step=outcome.step, reason=outcome.reason)
-    if outcome.value is None and outcome.state == "PRUNED":
-        return outcome
-    if any(number is None or not math.isfinite(number) for number in numbers):
-        return Outcome(state="FAILED", step=outcome.step, reason="a measured value is missing or not finite")
-    if outcome.state == "INFEASIBLE" and not any(value > 0 for value in outcome.constraints.values()):
-        raise ValueError("an infeasible trial must name a violated constraint")
-    return outcome
+    def _fronts(self, complete: Sequence[int]) -> dict[int, int]:
+        """The Pareto front of each, 0 for all where there is one objective."""
+        if not self.spec.other_objectives:
+            return dict.fromkeys(complete, 0)
+        signs = [objective.sign for objective in self.spec.objectives]
+        worth = [
+            [sign * value for sign, value in zip(signs, _values(self.spec, self.outcomes[number]), strict=True)]
+            for number in complete
+        ]
+        return dict(zip(complete, fronts(worth), strict=True))
 
 
 def _value(outcome: Outcome) -> float:
-    assert outcome.value is not None  # settled by _honest
+    assert outcome.value is not None  # settled by honest
     return outcome.value
+
+
+def _values(spec: SweepSpec, outcome: Outcome) -> list[float]:
+    """In the order of the objectives."""
+    return [_value(outcome), *(outcome.others[objective.metric] for objective in spec.other_objectives)]
+
+
+def _members(generation: int, size: int) -> range:
+    return range(generation * size, (generation + 1) * size)
 
 
 def _counts_at(outcome: Outcome, step: int) -> bool:

@@ -45,7 +45,7 @@ REFUSED = [
     ({"method": "dpo", "space": {"gamma_beta_ratio": 1}}, "space.gamma_beta_ratio", "use one of learning_rate, beta"),
     ({"space": {"loss_type": "hinge", "label_smoothing": 0.1}}, "space.label_smoothing", "set it to 0"),
     ({"sampler": {"type": "tpe", "startup": 1}}, "sampler.startup", "use one of type, startup_trials"),
-    ({"sampler": "grid"}, "sampler", "'tpe', 'random'"),
+    ({"sampler": "bayes"}, "sampler", "'tpe', 'gp', 'cmaes'"),
     ({"scheduler": {"type": "asha", "rungs": [0.5, 0.25]}}, "scheduler.rungs", "rising"),
     ({"scheduler": {"type": "asha", "rungs": [0.001]}}, "scheduler.rungs", "raise budget.steps"),
     ({"objective": "win_rate", "judge": None}, "objective.metric", "set judge: practice"),

@@ -1,0 +1,81 @@
+"""Population-based training (Jaderberg et al. 2017): who of a generation goes on, from whose checkpoint, with what.
+
+A pure function of spec and results: see `sweeps.search_spec.Pbt` for the rule.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from simpo.errors import ConfigError
+from sweeps.samplers import seed_of
+from sweeps.search_spec import Pbt
+from sweeps.spaces import FloatRange, IntRange, LogFloatRange, Scalar
+from sweeps.spec import SweepSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heir:
+    """A member of the next generation."""
+
+    parent: int
+    """Number of the trial whose checkpoint it starts from."""
+    params: dict[str, Scalar]
+    """The parent's, perturbed where the parent is another member."""
+
+
+def heirs(
+    spec: SweepSpec, generation: int, params: Mapping[int, Mapping[str, Any]], values: Mapping[int, float]
+) -> list[Heir]:
+    """The generation after `generation`, in order of members; empty when nobody survived.
+
+    params: by number, of the whole generation. values: by number, of those that reached its end within the
+    constraints; of equals the first is the better one.
+    """
+    pbt = _pbt(spec)
+    ranked = sorted(values, key=lambda number: (-spec.objective.sign * values[number], number))
+    if not ranked:
+        return []
+    count = max(1, int(pbt.replace * pbt.population))
+    best, survivors = ranked[:count], set(ranked[: max(count, len(ranked) - count)])
+    following = []
+    for number in sorted(params):
+        if number in survivors:
+            following.append(Heir(parent=number, params=dict(params[number])))
+            continue
+        rng = np.random.default_rng(seed_of(spec, number, generation + 1))
+        parent = best[int(rng.integers(len(best)))]
+        following.append(Heir(parent=parent, params=_perturbed(spec, pbt, params[parent], rng)))
+    return following
+
+
+def generation_end(spec: SweepSpec, generation: int) -> int:
+    """The step at which a generation, from 0, is measured."""
+    pbt = _pbt(spec)
+    return round(spec.budget.steps * (generation + 1) / pbt.generations)
+
+
+def _pbt(spec: SweepSpec) -> Pbt:
+    if not isinstance(spec.scheduler, Pbt):
+        raise ConfigError("only pbt has generations", "scheduler")
+    return spec.scheduler
+
+
+def _perturbed(spec: SweepSpec, pbt: Pbt, params: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Scalar]:
+    changed = dict(params)
+    for key in pbt.axes:
+        axis = spec.space.get(key)
+        if key not in params or not isinstance(axis, FloatRange | LogFloatRange | IntRange):
+            continue
+        value = float(params[key]) * pbt.factors[int(rng.integers(len(pbt.factors)))]
+        value = min(float(axis.high), max(float(axis.low), value))
+        if isinstance(axis, FloatRange) and axis.step is not None:
+            value = axis.low + axis.step * round((value - axis.low) / axis.step)
+        if isinstance(axis, IntRange):
+            step = axis.step or 1
+            changed[key] = axis.low + step * round((value - axis.low) / step)
+        else:
+            changed[key] = value
+    return changed
