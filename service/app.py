@@ -19,7 +19,7 @@ from service.errors import NotFound, ServiceError, invalid, pointer_of, render
 from service.gate import Gate
 from service.idempotency import Posts
 from service.reconcile import Reconciler
-from service.routes import deployments, events, health, inference, sweeps, trials
+from service.routes import deployments, evaluations, events, health, inference, promotions, registry, sweeps, trials
 from service.serving.deployer import Deployer, ServeDeployer, listen_address
 from service.settings import Settings
 from service.store import Store
@@ -90,7 +90,8 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     for router in (health.router, sweeps.sweeps, sweeps.runs, trials.sweeps, events.sweeps, events.runs):
         app.include_router(router)
-    app.include_router(deployments.router)
+    for router in (deployments.router, registry.router, evaluations.router, promotions.router, events.rest):
+        app.include_router(router)
     if settings.proxy_models:
         app.include_router(inference.router)
     return app

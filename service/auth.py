@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import secrets
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,7 +13,9 @@ from sqlalchemy import select, update
 from service.clock import Clock, SystemClock
 from service.ids import new_id
 from service.models import ApiKey
+from service.scopes import SCOPES
 from service.store import Store, rows_changed
+from simpo.errors import ConfigError
 
 PREFIX = "sk-simpo-"
 _VISIBLE = len(PREFIX) + 4
@@ -28,15 +31,32 @@ class Caller:
     """Id of the API key; also the principal of Idempotency-Keys and the actor of events."""
     name: str
     """Name the key was given."""
+    scopes: frozenset[str] | None = None
+    """What the key may do; None: everything."""
 
 
-def create_key(store: Store, name: str, *, clock: Clock | None = None) -> str:
-    """Make a key and return it. It is readable this once: only its hash is stored."""
+def create_key(
+    store: Store, name: str, *, scopes: Collection[str] | None = None, clock: Clock | None = None
+) -> str:
+    """Make a key and return it. It is readable this once: only its hash is stored. `scopes` None: all of them.
+
+    Raises ConfigError for a scope that there is not.
+    """
+    if unknown := sorted(set(scopes or ()) - set(SCOPES)):
+        raise ConfigError(f"unknown scope {unknown[0]!r}: use some of {', '.join(SCOPES)}", "scopes")
+    held = None if scopes is None else sorted(scopes)
     key = PREFIX + secrets.token_urlsafe(32)
     now = (clock or SystemClock()).now()
     with store.write() as session:
         session.add(
-            ApiKey(id=new_id("key", now), name=name, prefix=key[:_VISIBLE], hash=_hash(key), created_at=now)
+            ApiKey(
+                id=new_id("key", now),
+                name=name,
+                prefix=key[:_VISIBLE],
+                hash=_hash(key),
+                scopes=held,
+                created_at=now,
+            )
         )
     return key
 
@@ -82,7 +102,7 @@ class Authenticator:
         # The index found it by hash, which tells an attacker nothing about the key; the last word is constant-time.
         if row is None or not hmac.compare_digest(row.hash, digest):
             return None
-        return Caller(key_id=row.id, name=row.name)
+        return Caller(key_id=row.id, name=row.name, scopes=None if row.scopes is None else frozenset(row.scopes))
 
 
 def _hash(key: str) -> str:

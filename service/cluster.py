@@ -172,9 +172,11 @@ class RayJobs:
         return JobsError(f"Ray at {self._where} answered {answer.status_code}: {reason[:500]}", unreachable=False)
 
 
-def driver_command(python: str, run_dir: Path, attempt: int, *, public_judge: bool = False) -> str:
-    """The entrypoint: a constant form around generated ids, because Ray gives it to a shell."""
-    arguments = [python, "-m", "sweeps", "run", str(run_dir / "spec.json"), "--out", str(run_dir)]
+def driver_command(
+    python: str, run_dir: Path, attempt: int, *, verb: str = "run", public_judge: bool = False
+) -> str:
+    """The entrypoint: a constant form around generated ids, because Ray gives it to a shell. `verb`: or evaluate."""
+    arguments = [python, "-m", "sweeps", verb, str(run_dir / "spec.json"), "--out", str(run_dir)]
     return shlex.join([*arguments, "--attempt", str(attempt), *(["--public-judge"] if public_judge else [])])
 
 

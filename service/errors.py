@@ -49,6 +49,12 @@ class Unauthorized(ServiceError):
     status, code = 401, "unauthorized"
 
 
+class Forbidden(ServiceError):
+    """The key is good, and not for this."""
+
+    status, code = 403, "missing_scope"
+
+
 class NotFound(ServiceError):
     status, code = 404, "not_found"
 
@@ -95,11 +101,19 @@ class Unavailable(ServiceError):
         self.headers = {"retry-after": "2", **self.headers}
 
 
+_PAST: Mapping[str, str] = {
+    "abort": "aborted",
+    "approve": "approved",
+    "cancel": "cancelled",
+    "delete": "deleted",
+    "rollback": "rolled back",
+}
+
+
 def illegal_transition(kind: str, state: str, verb: str, allowed: list[str]) -> Conflict:
     """409 with what is allowed instead, from the transition table."""
-    past = {"cancel": "cancelled", "delete": "deleted"}[verb]
     return Conflict(
-        f"A {state} {kind} cannot be {past}.",
+        f"A {state} {kind} cannot be {_PAST[verb]}.",
         code="illegal_transition",
         facts={"current_state": state, "allowed": allowed},
     )
@@ -174,7 +188,7 @@ _TABLE: Mapping[type, Callable[[Exception], ServiceError]] = {
 
 
 def _openai(error: ServiceError) -> Response:
-    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     pointer = error.errors[0][0].strip("/") if error.errors else ""
     body = {"message": error.detail, "type": kind, "param": pointer.replace("/", ".") or None, "code": error.code}

@@ -1,25 +1,32 @@
-"""The history of a sweep, run or deployment: appended in the transaction of what happened, never changed."""
+"""The history of a sweep, deployment, model or promotion: appended with what happened, never changed."""
 
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.clock import rfc3339
 from service.errors import invalid
-from service.models import Deployment, Event, Sweep
+from service.models import Event
 
 RECONCILER = "reconciler"
 DRIVER = "driver"
 Level = Literal["info", "warn", "error"]
 
 
+class Parent(Protocol):
+    """A row that has a history."""
+
+    id: Any
+    event_seq: Any
+
+
 def append(
     session: Session,
-    parent: Sweep | Deployment,
+    parent: Parent,
     kind: str,
     message: str,
     data: dict[str, Any] | None = None,

@@ -1,4 +1,4 @@
-"""The edge of the application: request id, size limit, API key, and the last catch. Everything passes through here.
+"""The edge of the application: request id, size limit, API key and its scope, the last catch. All passes through here.
 
 Default deny by construction: what is not on the short list below needs a key, whatever routes are added later.
 """
@@ -12,7 +12,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import Authenticator
-from service.errors import ServiceError, TooLarge, Unauthorized, as_service_error, render
+from service.errors import Forbidden, ServiceError, TooLarge, Unauthorized, as_service_error, render
+from service.scopes import scope_of
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Gate:
 
         try:
             if scope["path"] not in OPEN_PATHS:
-                scope["state"]["caller"] = await self._admit(headers)
+                scope["state"]["caller"] = await self._admit(headers, scope_of(scope["method"], scope["path"]))
             await self._app(scope, await _whole_body(scope, headers, receive), send_with_id)
         except Exception as error:
             answer = as_service_error(error)
@@ -60,13 +61,15 @@ class Gate:
                 raise  # too late for words: the connection breaks, which is what the client must see
             await render(answer, scope["path"], request_id)(scope, receive, send_with_id)
 
-    async def _admit(self, headers: Headers) -> object:
+    async def _admit(self, headers: Headers, needed: str) -> object:
         caller = await run_in_threadpool(self._authenticator.caller, headers.get("authorization"))
         if caller is None:
             raise Unauthorized(
                 "Send `Authorization: Bearer <API key>` with a key of this service.",
                 headers={"www-authenticate": "Bearer"},
             )
+        if caller.scopes is not None and not caller.scopes & {needed, "admin"}:
+            raise Forbidden(f"This key lacks the scope {needed!r}: use a key that has it.", facts={"scope": needed})
         return caller
 
 

@@ -8,6 +8,9 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+EVALUATION = "eval"
+"""Kind of the rows of `sweeps` that are evaluations."""
+
 
 class UtcDateTime(TypeDecorator[datetime]):
     """Aware UTC in Python; SQLite, which knows no zones, stores it without one."""
@@ -33,6 +36,7 @@ class Base(DeclarativeBase):
         datetime: UtcDateTime,
         dict[str, Any]: JSON(none_as_null=True),
         list[dict[str, Any]]: JSON(none_as_null=True),
+        list[str]: JSON(none_as_null=True),
         str: Text,
         float: Float(53),
     }
@@ -57,7 +61,7 @@ class Sweep(Base):
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     kind: Mapped[str] = mapped_column(String(8))
-    """sweep or run"""
+    """sweep, run or eval: an evaluation is submitted, watched and fenced like a search."""
     name: Mapped[str] = mapped_column(String(63))
     created_by: Mapped[str]
     spec: Mapped[dict[str, Any]]
@@ -198,6 +202,12 @@ class Deployment(Base):
     checkpoint: Mapped[str]
     """As asked for: winner, base or the id of a trial."""
     model_path: Mapped[str]
+    follows: Mapped[str | None] = mapped_column(String(127))
+    """MODEL@ALIAS whose moves it follows; null: one checkpoint for good."""
+    model_version: Mapped[int | None]
+    """Version of the followed model that is wished now."""
+    ready_revision: Mapped[int | None]
+    """Newest revision that was seen READY: while a later one loads, it goes on answering."""
     revision: Mapped[int] = mapped_column(default=1)
     desired: Mapped[str] = mapped_column(String(8), default="SERVE")
     """SERVE or DELETE"""
@@ -238,6 +248,8 @@ class ApiKey(Base):
     prefix: Mapped[str] = mapped_column(String(16))
     """The visible beginning, to tell keys apart."""
     hash: Mapped[str] = mapped_column(String(64), unique=True)
+    scopes: Mapped[list[str] | None]
+    """What it may do (`service.scopes`); null: everything."""
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from service.clock import Clock
 from service.cluster import Jobs
+from service.promote import Promoter
 from service.rollout import Rollout
 from service.serving.deployer import Deployer
 from service.settings import Settings
@@ -43,6 +44,7 @@ class Reconciler:
         """`housekeeping`: done once an hour. `failpoint`: called at named places; tests end the process there."""
         self._clock = clock
         self._supervisor = Supervisor(store, jobs, settings, clock, failpoint)
+        self._promoter = Promoter(store, settings, clock, failpoint)
         self._rollout = Rollout(store, deployer, clock, failpoint)
         self._housekeeping = housekeeping
         self._housekept_at = float("-inf")
@@ -84,7 +86,8 @@ class Reconciler:
         if self._clock.monotonic() - self._housekept_at > _HOUSEKEEPING_S:
             self._housekept_at = self._clock.monotonic()
             self._housekeeping()
-        return self._supervisor.step()
+        ended = self._supervisor.step()
+        return self._promoter.step() or ended
 
     def _step_deployments(self) -> bool:
         self._rollout.step()

@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Callable
+from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service import events
 from service.clock import Clock
+from service.follow import ROLLING, follow_aliases
 from service.models import Deployment
 from service.pauses import Pauses
 from service.rows import wanted_deployments
@@ -36,10 +38,12 @@ class Rollout:
 
     def step(self) -> None:
         """Declare and mirror. No call to Serve while there is no deployment, few while all is steady."""
+        if follow_aliases(self._store, self._clock):
+            self._steady_until = 0.0
         with self._store.read() as session:
             rows = wanted_deployments(session)
         settled = (DeploymentState.READY, DeploymentState.FAILED)
-        steady = all(row.state in settled and row.desired == "SERVE" for row in rows)
+        steady = all(row.state in settled and row.desired == "SERVE" and row.reason != ROLLING for row in rows)
         if not rows or (steady and self._clock.monotonic() < self._steady_until) or not self._pauses.over("serve"):
             return
         wanted = [_desired(row) for row in rows if row.desired == "SERVE"]
@@ -71,6 +75,8 @@ class Rollout:
 
     def _record(self, session: Session, row: Deployment, state: DeploymentState, reason: str, message: str) -> None:
         now = self._clock.now()
+        if reason == "READY":
+            self._answers(session, row, now)
         if row.state != state:
             if row.desired == "DELETE" and row.state != DeploymentState.DELETING:
                 row.state = DeploymentState.DELETING
@@ -85,6 +91,15 @@ class Rollout:
             kind = f"deployment.{state.lower()}"
             events.append(session, row, kind, message, {"name": row.name}, now=now, level=level)
         row.reason, row.message = reason, message
+
+    def _answers(self, session: Session, row: Deployment, now: datetime) -> None:
+        """Note which revision answers; of one that took over from another, while the model stayed READY, tell."""
+        before, row.ready_revision = row.ready_revision, row.revision
+        if row.state == DeploymentState.READY and before is not None and before < row.revision:
+            row.ready_at = now
+            facts = {"name": row.name, "from": before, "to": row.revision, "version": row.model_version}
+            text = f"Revision {row.revision} answers now."
+            events.append(session, row, "deployment.rolled_out", text, facts, now=now)
 
 
 def _desired(row: Deployment) -> DesiredDeployment:
@@ -109,6 +124,9 @@ def _target(row: Deployment, seen: Observed | None, trouble: str) -> tuple[Deplo
             return DeploymentState.DELETED, "DELETED", "Deleted."
         return DeploymentState.DELETING, "STOPPING", "Serve stops the model."
     if shown is None or shown.state == "PENDING" or shown.revision not in (None, row.revision):
+        before = row.ready_revision
+        if shown is not None and row.state == DeploymentState.READY and before is not None and before < row.revision:
+            return DeploymentState.READY, ROLLING, f"Revision {row.revision} loads; revision {before} answers."
         return DeploymentState.PENDING, "STARTING", (shown.message if shown else "") or "Serve loads the model."
     if shown.state == "FAILED":
         return DeploymentState.FAILED, "SERVE_FAILED", shown.message or "Serve could not load the model."

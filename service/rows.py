@@ -15,10 +15,11 @@ from service import events
 from service.auth import Caller
 from service.errors import Conflict, NotFound, illegal_transition
 from service.ids import new_id, submission_id
-from service.models import Attempt, Deployment, Sweep, Trial
+from service.models import EVALUATION, Attempt, Deployment, Sweep, Trial
 from service.states import LIVE, MOVES, TRIAL_OVER, AttemptState, State, TrialState, allowed_verbs
 
-PREFIXES: Mapping[str, str] = {"sweep": "swp", "run": "run"}
+PREFIXES: Mapping[str, str] = {"sweep": "swp", "run": "run", EVALUATION: "evl"}
+_WORDS: Mapping[str, str] = {EVALUATION: "evaluation"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,12 @@ class Order:
     """A validated wish, ready to be stored."""
 
     kind: str
-    """sweep or run"""
+    """sweep, run or eval"""
     name: str
     spec: dict[str, Any]
     """As asked for."""
     plan: dict[str, Any]
-    """The SweepSpec to execute."""
+    """The SweepSpec, or EvaluationSpec, to execute."""
     spec_hash: str
     """Of the plan."""
 
@@ -87,7 +88,7 @@ def want_cancel(session: Session, kind: str, sweep_id: str, caller: Caller, now:
     if sweep.desired == "CANCEL" and sweep.state in LIVE:
         return sweep
     if "cancel" not in allowed_verbs(sweep.state):
-        raise illegal_transition(kind, sweep.state, "cancel", allowed_verbs(sweep.state))
+        raise illegal_transition(_WORDS.get(kind, kind), sweep.state, "cancel", allowed_verbs(sweep.state))
     sweep.desired = "CANCEL"
     sweep.reason, sweep.message = "CANCEL_REQUESTED", "Will be cancelled."
     events.append(session, sweep, "job.cancel_requested", "Cancel requested.", now=now, actor=caller.key_id)
@@ -96,7 +97,7 @@ def want_cancel(session: Session, kind: str, sweep_id: str, caller: Caller, now:
 
 def no_such(kind: str, id: str) -> NotFound:
     """404."""
-    return NotFound(f"There is no {kind} {id}.")
+    return NotFound(f"There is no {_WORDS.get(kind, kind)} {id}.")
 
 
 def lock_sweep(session: Session, sweep_id: str) -> Sweep | None:

@@ -37,6 +37,8 @@ class Problem(BaseModel):
     current_state: str | None = None
     allowed: list[str] | None = None
     existing: str | None = None
+    scope: str | None = None
+    """Of a 403: what the key lacks."""
 
 
 class SweepOut(BaseModel):
@@ -95,16 +97,18 @@ class TrialOut(BaseModel):
 
 
 class DeploymentIn(BaseModel):
-    """A wish to serve one checkpoint of a sweep or run under a name."""
+    """A wish to serve under a name: one checkpoint of a sweep or run, or whatever an alias of a model points at."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: Annotated[str, Field(pattern=NAME)]
     """What clients will send as `model`: 1-63 of a-z, 0-9 and inner -."""
-    sweep: str
+    sweep: str | None = None
     """Id of a SUCCEEDED sweep or run."""
     checkpoint: str = "winner"
     """winner, base, or the id of a trial."""
+    model: str | None = None
+    """Instead of a sweep: MODEL@production or MODEL@candidate. The deployment follows the alias."""
 
 
 class DeploymentOut(BaseModel):
@@ -118,6 +122,10 @@ class DeploymentOut(BaseModel):
     message: str
     sweep: str
     checkpoint: str
+    model: str | None
+    """The alias that it follows."""
+    model_version: int | None
+    """Where that points; reason ROLLING: this version still loads, the one before answers."""
     revision: int
     created_at: str
     ready_at: str | None
@@ -204,6 +212,8 @@ def deployment_json(row: Deployment) -> Json:
         message=row.message,
         sweep=row.sweep_id,
         checkpoint=row.checkpoint,
+        model=row.follows,
+        model_version=row.model_version,
         revision=row.revision,
         created_at=rfc3339(row.created_at),
         ready_at=rfc3339(row.ready_at) if row.ready_at else None,

@@ -48,6 +48,24 @@ class DeploymentState(StrEnum):
     DELETED = "DELETED"
 
 
+class PromotionState(StrEnum):
+    """Of a promotion. More words than a sweep's: a person must see whether something is asked of him."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    """The evaluation runs."""
+    AWAITING_APPROVAL = "AWAITING_APPROVAL"
+    """The gate passed, `candidate` points at the version."""
+    SUCCEEDED = "SUCCEEDED"
+    """`production` points at the version."""
+    HELD = "HELD"
+    """INCONCLUSIVE at the cap: neither promoted nor refused."""
+    FAILED = "FAILED"
+    """The gate said no, or nothing could be measured."""
+    CANCELLED = "CANCELLED"
+    ROLLED_BACK = "ROLLED_BACK"
+
+
 MOVES: Mapping[str, frozenset[str]] = {
     State.PENDING: frozenset({State.RUNNING, State.FAILED, State.CANCELLING, State.CANCELLED}),
     State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLING, State.CANCELLED}),
@@ -68,8 +86,32 @@ DEPLOYMENT_MOVES: Mapping[str, frozenset[str]] = {
 }
 """Of deployments."""
 
-_VERBS: Mapping[str, str] = {"cancel": State.CANCELLING, "delete": DeploymentState.DELETING}
+PROMOTION_MOVES: Mapping[str, frozenset[str]] = {
+    PromotionState.PENDING: frozenset(
+        {PromotionState.RUNNING, PromotionState.AWAITING_APPROVAL, PromotionState.FAILED, PromotionState.CANCELLED}
+    ),
+    PromotionState.RUNNING: frozenset(
+        {PromotionState.AWAITING_APPROVAL, PromotionState.HELD, PromotionState.FAILED, PromotionState.CANCELLED}
+    ),
+    PromotionState.AWAITING_APPROVAL: frozenset(
+        {PromotionState.SUCCEEDED, PromotionState.FAILED, PromotionState.CANCELLED}
+    ),
+    PromotionState.SUCCEEDED: frozenset({PromotionState.ROLLED_BACK}),
+    PromotionState.HELD: frozenset(),
+    PromotionState.FAILED: frozenset(),
+    PromotionState.CANCELLED: frozenset(),
+    PromotionState.ROLLED_BACK: frozenset(),
+}
+"""Of promotions. A gate cannot be skipped: only AWAITING_APPROVAL leads to SUCCEEDED."""
 
+_VERBS: Mapping[str, str] = {"cancel": State.CANCELLING, "delete": DeploymentState.DELETING}
+_PROMOTION_VERBS: Mapping[str, str] = {
+    "approve": PromotionState.SUCCEEDED,
+    "abort": PromotionState.CANCELLED,
+    "rollback": PromotionState.ROLLED_BACK,
+}
+
+LIVE_PROMOTIONS = ("PENDING", "RUNNING", "AWAITING_APPROVAL")
 LIVE = frozenset(str(state) for state, following in MOVES.items() if following)
 TERMINAL = frozenset(str(state) for state, following in MOVES.items() if not following)
 TRIAL_OVER = frozenset(str(state) for state in TrialState if state not in (TrialState.PENDING, TrialState.RUNNING))
@@ -78,3 +120,8 @@ TRIAL_OVER = frozenset(str(state) for state in TrialState if state not in (Trial
 def allowed_verbs(state: str, moves: Mapping[str, frozenset[str]] = MOVES) -> list[str]:
     """What a person may ask for in this state: the verbs whose target the table allows next."""
     return sorted(verb for verb, target in _VERBS.items() if target in moves[state])
+
+
+def promotion_verbs(state: str) -> list[str]:
+    """What a person may ask of a promotion in this state."""
+    return sorted(verb for verb, target in _PROMOTION_VERBS.items() if target in PROMOTION_MOVES[state])

@@ -16,7 +16,8 @@ from starlette.concurrency import run_in_threadpool
 
 from service import events
 from service.models import Sweep
-from service.states import TERMINAL
+from service.models_registry import Promotion
+from service.states import LIVE_PROMOTIONS, TERMINAL
 from service.store import Store
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,11 @@ class Hub:
     def _progress(self, parent_ids: list[str]) -> list[tuple[str, int, bool]]:
         query = select(Sweep.id, Sweep.event_seq, Sweep.state).where(Sweep.id.in_(parent_ids))
         with self._store.read() as session:
-            return [(id, seq, state in TERMINAL) for id, seq, state in session.execute(query)]
+            found = [(id, seq, state in TERMINAL) for id, seq, state in session.execute(query)]
+            if len(found) < len(parent_ids):  # the others are promotions
+                more = select(Promotion.id, Promotion.event_seq, Promotion.state).where(Promotion.id.in_(parent_ids))
+                found += [(id, seq, state not in LIVE_PROMOTIONS) for id, seq, state in session.execute(more)]
+            return found
 
     async def _batch(self, parent_id: str, channel: _Channel, cursor: int) -> tuple[str, int]:
         task = channel.batches.get(cursor)

@@ -16,7 +16,7 @@ from service import events
 from service.clock import Clock
 from service.cluster import JobInfo, Jobs, JobsError, driver_command, driver_env
 from service.ingest import note_checkpoints, take_records
-from service.models import Attempt, Sweep
+from service.models import EVALUATION, Attempt, Sweep
 from service.pauses import Pauses
 from service.rows import (
     end_attempt,
@@ -151,9 +151,9 @@ class Supervisor:
     def _try_submit(self, name: str, sweep: Sweep, attempt: Attempt) -> JobsError | None:
         """None when Ray has the job; the refusal when it certainly has not. Raises JobsError when nobody can tell."""
         settings = self._settings
-        command = driver_command(
-            settings.driver_python, settings.run_dir(sweep.id), attempt.n, public_judge=settings.public_judges
-        )
+        verb = "evaluate" if sweep.kind == EVALUATION else "run"
+        where, public = settings.run_dir(sweep.id), settings.public_judges
+        command = driver_command(settings.driver_python, where, attempt.n, verb=verb, public_judge=public)
         try:
             self._jobs.submit(name, command, driver_env(settings.driver_stop_s))
         except JobsError as error:

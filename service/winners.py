@@ -1,17 +1,37 @@
 """Which directory a person means by winner, base, or the id of a trial."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.errors import Conflict, Invalid, invalid
-from service.models import Sweep, Trial
+from service.models import EVALUATION, Sweep, Trial
 from service.settings import Settings
 from service.states import State
 
 WINNER = "winner"
 BASE = "base"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """One checkpoint of a sweep."""
+
+    sweep_id: str
+    checkpoint: str
+    """Id of the trial, or base: what `winner` stands for is looked up."""
+    path: str
+    """Its directory."""
+
+
+def chosen(session: Session, settings: Settings, sweep_id: str, checkpoint: str) -> Chosen:
+    """The checkpoint under the name that it keeps. Raises as `model_path`."""
+    path = model_path(session, settings, sweep_id, checkpoint)
+    best = (session.get_one(Sweep, sweep_id).result or {}).get("best") or {}
+    name = str(best["trial_id"]) if checkpoint == WINNER else checkpoint
+    return Chosen(sweep_id=sweep_id, checkpoint=name, path=path)
 
 
 def model_path(session: Session, settings: Settings, sweep_id: str, checkpoint: str) -> str:
@@ -22,7 +42,7 @@ def model_path(session: Session, settings: Settings, sweep_id: str, checkpoint: 
         Conflict: 409, the sweep has not succeeded.
     """
     sweep = session.get(Sweep, sweep_id)
-    if sweep is None:
+    if sweep is None or sweep.kind == EVALUATION:
         raise invalid([("/sweep", f"there is no sweep or run {sweep_id!r}")])
     if sweep.state != State.SUCCEEDED or sweep.result is None:
         raise Conflict(

@@ -14,6 +14,7 @@ from sweeps.board import Board
 from sweeps.board_view import Screen
 from sweeps.budget import plan_budget
 from sweeps.console import attempts_view, result_view
+from sweeps.evaluation_spec import load_evaluation
 from sweeps.report import read_story, report_json, write_report
 from sweeps.run_dir import Record, RunDir, read_result
 from sweeps.spec import SweepSpec, load_spec, parse_spec, with_absolute_paths
@@ -60,6 +61,43 @@ def run(
         if made:  # nothing half-made stays behind a refused spec
             shutil.rmtree(out, ignore_errors=True)
         raise
+
+
+@app.command()
+def evaluate(
+    spec: Annotated[Path, typer.Argument(help="The evaluation, JSON.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Its run directory; made when absent.", show_default=False)],
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Attempt number to claim; the next free one when left out.")
+    ] = None,
+    public_judge: PublicJudge = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare one checkpoint with another under a gate: more prompts while it is INCONCLUSIVE, up to its cap."""
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch brings OpenMP in, as for a sweep
+    from sweeps.evaluate import run_evaluation  # noqa: PLC0415  # lazy: torch takes seconds, --help must not
+    from sweeps.judges import JudgeAccess  # noqa: PLC0415  # lazy: the same
+
+    wanted = load_evaluation(spec)
+    run_dir, console = RunDir(out), Console(quiet=quiet)
+    if not run_dir.spec_path.exists() or run_dir.spec_path.resolve() != spec.resolve():
+        run_dir.write_spec(wanted.model_dump(mode="json"))
+    access = JudgeAccess.of(wanted.sweep.judge, os.environ, public_only=public_judge)
+    for name in access.keys:
+        del os.environ[name]
+
+    def show(record: Record) -> None:
+        console.print(f"{record['type']}: {record['message']}", highlight=False, markup=False, soft_wrap=True)
+
+    try:
+        result = run_evaluation(run_dir, number=attempt, listeners=[show], access=access)
+    except Stopped as stopped:
+        Console(stderr=True).print(f"stopped: {stopped}")
+        sys.exit(130)
+    for each in result["decision"]["conditions"]:
+        console.print(f"{each['state']:12} {each['message']}", highlight=False, markup=False, soft_wrap=True)
+    for reason in result["evidence"]["reasons"]:
+        console.print(f"INVALID      {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -8,6 +8,8 @@ from typing import Any
 from service.cluster import JobInfo, JobsError
 from service.serving.deployer import DeployerError, DesiredDeployment, ObservedDeployment, State
 from simpo.errors import ConfigError
+from sweeps.evaluation_spec import evaluation_hash, parse_evaluation
+from sweeps.gates import decide
 from sweeps.run_dir import Attempt, RunDir
 from sweeps.spec import SweepSpec, spec_hash
 
@@ -196,8 +198,10 @@ class FakeDriver:
         )
         return self
 
-    def finish(self, winner: int = 0, *, last_word: bool = True) -> None:
-        """Publish the result, and say so."""
+    def finish(
+        self, winner: int = 0, *, last_word: bool = True, evidence: Mapping[str, Any] | None = None
+    ) -> None:
+        """Publish the result, and say so. `evidence`: what the finals showed."""
         trial_id = f"trl_{winner:04d}"
         checkpoint = self.attempt.relative(self.attempt.trial_path(trial_id) / "checkpoint")
         base = self.run.root / "base"
@@ -211,6 +215,7 @@ class FakeDriver:
                 "method": self.spec.method,
                 "best": {"trial_id": trial_id, "method": self.spec.method, "value": 0.7, "checkpoint": checkpoint},
                 "base": {"checkpoint": str(base)},
+                "evidence": evidence,
                 "leaderboard": [{"rank": 1, "trial_id": trial_id, "value": 0.7, "checkpoint": checkpoint}],
             }
         )
@@ -220,3 +225,41 @@ class FakeDriver:
     def fail(self, message: str, kind: str = "USER_ERROR") -> None:
         """The driver gives up, and says why."""
         self.attempt.append("job.failed", message, {"class": kind, "message": message}, level="error")
+
+
+class FakeEvaluator:
+    """What the job of an evaluation leaves in its run directory. Making it claims the attempt."""
+
+    def __init__(self, run_dir: Path, attempt: int = 1) -> None:
+        self.run = RunDir(run_dir)
+        self.spec = parse_evaluation(self.run.read_spec())
+        self.attempt: Attempt = self.run.claim(attempt)
+        self.attempt.append("job.phase", "judging", {"phase": "evaluating", "progress": 0.5})
+        self.attempt.beat({})
+
+    def finish(self, evidence: Mapping[str, Any]) -> None:
+        """Publish this evidence and what the gate says of it."""
+        self.attempt.publish_result(
+            {
+                "attempt": self.attempt.number,
+                "spec_hash": evaluation_hash(self.spec),
+                "state": "SUCCEEDED",
+                "evidence": evidence,
+                "decision": decide(self.spec.gate.conditions, evidence).as_dict(),
+            }
+        )
+        self.attempt.append("job.finished", "finished", {})
+
+    def fail(self, message: str) -> None:
+        """The job gives up, and says why."""
+        self.attempt.append("job.failed", message, {"class": "USER_ERROR", "message": message}, level="error")
+
+
+def evidence(figures: Mapping[str, tuple[float, float]], reasons: Sequence[str] = ()) -> dict[str, Any]:
+    """Evidence of 100 prompts: figure -> its interval. `reasons`: why it is INVALID."""
+    told = {
+        name: {"estimate": (low + high) / 2, "low": low, "high": high, "n": 100, "missing": 0}
+        for name, (low, high) in figures.items()
+    }
+    state = "INVALID" if reasons else "VALID"
+    return {"state": state, "reasons": list(reasons), "figures": told, "source": "finals", "prompts": 100}

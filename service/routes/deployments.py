@@ -8,15 +8,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.responses import JSONResponse, Response
 
-from service import events, rows
+from service import events, registry, rows
 from service.context import CallerDep, ContextDep, IdempotencyKey, bearer
-from service.errors import illegal_transition
+from service.errors import Conflict, illegal_transition, invalid
 from service.idempotency import Answer
 from service.ids import new_id
 from service.models import Deployment
 from service.pages import PageQuery, check_if_match, etag, page, single, states_in
 from service.routes.sweeps import PROBLEMS
 from service.schemas import DeploymentIn, DeploymentOut, PageOf, deployment_json
+from service.settings import Settings
 from service.states import DEPLOYMENT_MOVES, DeploymentState, allowed_verbs
 from service.winners import model_path
 
@@ -41,13 +42,13 @@ def create_deployment(
     """Ask for a checkpoint behind a name. READY says that it answers."""
 
     def effect(session: Session, now: datetime) -> Answer:
-        path = model_path(session, context.settings, body.sweep, body.checkpoint)
+        source = _source(session, context.settings, body)
         taken = select(Deployment.id).where(Deployment.name == body.name, Deployment.state != DeploymentState.DELETED)
         if existing := session.scalar(taken):
             raise rows.name_taken("deployment", body.name, existing)
-        row = _row(body, path, caller.key_id, now)
+        row = _row(body.name, source, caller.key_id, now)
         session.add(row)
-        facts = {"name": row.name, "sweep": row.sweep_id, "checkpoint": row.checkpoint}
+        facts = {"name": row.name, "sweep": row.sweep_id, "checkpoint": row.checkpoint, "model": row.follows}
         events.append(session, row, "deployment.requested", "Accepted.", facts, now=now, actor=caller.key_id)
         session.flush()
         headers = {"location": f"{request.url.path.rstrip('/')}/{row.id}", "etag": etag(row.version)}
@@ -112,18 +113,38 @@ def _want_delete(session: Session, row: Deployment, actor: str, now: datetime) -
     events.append(session, row, "deployment.delete_requested", "Delete requested.", now=now, actor=actor)
 
 
-def _row(body: DeploymentIn, path: str, created_by: str, now: datetime) -> Deployment:
+def _source(session: Session, settings: Settings, body: DeploymentIn) -> dict[str, Any]:
+    """The columns that say what is served. Raises Invalid (422), Conflict (409)."""
+    if (body.sweep is None) == (body.model is None):
+        raise invalid([("/sweep", "name either a sweep, or a model as MODEL@production")])
+    if body.sweep is not None:
+        path = model_path(session, settings, body.sweep, body.checkpoint)
+        return {"sweep_id": body.sweep, "checkpoint": body.checkpoint, "model_path": path}
+    if "checkpoint" in body.model_fields_set:
+        raise invalid([("/checkpoint", "is for a sweep: what a model serves is where its alias points")])
+    target = registry.followed(session, str(body.model))
+    if target is None:
+        raise Conflict(f"{body.model} points nowhere yet: promote a version first.", code="alias_not_set")
+    version = target.version
+    return {
+        "sweep_id": version.sweep_id,
+        "checkpoint": version.checkpoint,
+        "model_path": version.model_path,
+        "follows": body.model,
+        "model_version": version.n,
+    }
+
+
+def _row(name: str, source: dict[str, Any], created_by: str, now: datetime) -> Deployment:
     first: dict[str, Any] = {"state": DeploymentState.PENDING, "reason": "QUEUED", "message": "Waits for Serve."}
     return Deployment(
         id=new_id("dep", now),
-        name=body.name,
+        name=name,
         created_by=created_by,
-        sweep_id=body.sweep,
-        checkpoint=body.checkpoint,
-        model_path=path,
         revision=1,
         desired="SERVE",
         event_seq=0,
         created_at=now,
+        **source,
         **first,
     )

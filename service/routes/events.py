@@ -1,4 +1,4 @@
-"""The history of a sweep or run: one URL, as a JSON list or as a stream that goes on to the end."""
+"""Histories: one URL each, as a JSON list, or as a stream that goes on to the end of what has one."""
 
 from typing import Annotated, Literal
 
@@ -8,19 +8,31 @@ from starlette.responses import Response, StreamingResponse
 
 from service import events
 from service.context import Context, ContextDep, bearer
+from service.models import EVALUATION, Deployment
+from service.models_registry import Promotion
 from service.pages import PageQuery, page
+from service.promotions import no_such_promotion
+from service.registry import model_named
 from service.routes.sweeps import PROBLEMS, find
+from service.rows import no_such
 
 sweeps = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], dependencies=[bearer], responses=PROBLEMS)
 runs = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[bearer], responses=PROBLEMS)
+rest = APIRouter(prefix="/v1", dependencies=[bearer], responses=PROBLEMS)
 
+_PROMOTION = "promotion"
 LastEventId = Annotated[str | None, Header(description="Resume a stream after this event.")]
 
 
-class EventQuery(PageQuery):
-    """Of the list and the stream."""
+class ListQuery(PageQuery):
+    """Of the list."""
 
     order: Literal["asc", "desc"] = "asc"
+
+
+class EventQuery(ListQuery):
+    """Of the list and the stream."""
+
     stream: bool = False
     """True: server-sent events, as with Accept: text/event-stream."""
 
@@ -49,6 +61,51 @@ async def run_events(
     return await _events(request, "run", run_id, context, query, last_event_id)
 
 
+@rest.get("/evaluations/{evaluation_id}/events", tags=["evaluations"])
+async def evaluation_events(
+    request: Request,
+    evaluation_id: str,
+    context: ContextDep,
+    query: Annotated[EventQuery, Query()],
+    last_event_id: LastEventId = None,
+) -> Response:
+    """What happened, likewise."""
+    return await _events(request, EVALUATION, evaluation_id, context, query, last_event_id)
+
+
+@rest.get("/promotions/{promotion_id}/events", tags=["promotions"])
+async def promotion_events(
+    request: Request,
+    promotion_id: str,
+    context: ContextDep,
+    query: Annotated[EventQuery, Query()],
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Every step with its evidence, likewise. The stream ends where no step is left but a rollback."""
+    return await _events(request, _PROMOTION, promotion_id, context, query, last_event_id)
+
+
+@rest.get("/deployments/{deployment_id}/events", tags=["deployments"])
+def deployment_events(
+    request: Request, deployment_id: str, context: ContextDep, query: Annotated[ListQuery, Query()]
+) -> Response:
+    """What happened to a deployment, as a list."""
+    with context.store.read() as session:
+        if session.get(Deployment, deployment_id) is None:
+            raise no_such("deployment", deployment_id)
+    return _page(request, deployment_id, context, query)
+
+
+@rest.get("/registry/models/{model}/events", tags=["registry"])
+def model_events(
+    request: Request, model: str, context: ContextDep, query: Annotated[ListQuery, Query()]
+) -> Response:
+    """Versions registered and aliases moved, as a list."""
+    with context.store.read() as session:
+        model_id = model_named(session, model).id
+    return _page(request, model_id, context, query)
+
+
 async def _events(
     request: Request, kind: str, parent_id: str, context: Context, query: EventQuery, last_event_id: str | None
 ) -> Response:
@@ -63,12 +120,19 @@ async def _events(
 
 def _check(context: Context, kind: str, parent_id: str) -> None:
     with context.store.read() as session:
-        find(session, kind, parent_id)
+        if kind != _PROMOTION:
+            find(session, kind, parent_id)
+        elif session.get(Promotion, parent_id) is None:
+            raise no_such_promotion(parent_id)
 
 
 def _listed(request: Request, kind: str, parent_id: str, context: Context, query: EventQuery) -> Response:
+    _check(context, kind, parent_id)
+    return _page(request, parent_id, context, query)
+
+
+def _page(request: Request, parent_id: str, context: Context, query: ListQuery) -> Response:
     after = events.seq_of(query.after)
     with context.store.read() as session:
-        find(session, kind, parent_id)
         found = events.read(session, parent_id, after=after, limit=query.size + 1, order=query.order)
     return page(request, [events.to_json(event) for event in found], query)
