@@ -12,6 +12,7 @@ from ray import tune
 from simpo.memory import keep_freed_pages
 from sweeps.board import reference_line
 from sweeps.budget import WallClock, plan_budget
+from sweeps.engine import WarmEngine, new_tuner
 from sweeps.finals import Verdict, hold_finals, no_winner
 from sweeps.judges import JudgeAccess, check_judges
 from sweeps.leaderboard import leaderboard
@@ -25,10 +26,7 @@ from sweeps.searcher import StudySearcher
 from sweeps.spec import SweepSpec, parse_spec, spec_hash
 from sweeps.stopping import Stop, ending_told, stoppable
 from sweeps.trial import quiet_transformers, run_trial
-from sweeps.worker import DRIVER_CPUS, run_worker_trial
-
-RETRIES = 2
-"""Times that a trial whose process died is started again, from its newest rung."""
+from sweeps.worker import run_worker_trial
 
 
 def run_attempt(
@@ -40,13 +38,15 @@ def run_attempt(
     build_threads: int = 1,
     access: JudgeAccess | None = None,
     references: Path | None = None,
+    engine: WarmEngine | None = None,
 ) -> dict[str, Any]:
     """Run one attempt of the sweep in `run` and return its result. `number` None: the next free one.
 
     `build_threads` make the base model, where one is made; more than 1 only where OpenMP waits passively (see
     `sweeps.__main__`): with its usual spinning, two threads on a busy machine take ten times as long as one.
     `access`: keys of judges behind a network, which no spec holds. `references`: where reference log-probabilities are
-    kept, if not in the place of the run's store (`RunDir.references`).
+    kept, if not in the place of the run's store (`RunDir.references`). `engine`: runs the trials, in processes that an
+    earlier sweep has warmed; None starts some for this sweep.
     Raises AttemptClaimed, SimPOError (the user's to mend), Stopped (a signal, or a higher claim).
     """
     spec = parse_spec(run.read_spec(), source=str(run.spec_path))
@@ -66,7 +66,7 @@ def run_attempt(
     with stoppable() as stop, Pulse(attempt, stop.superseded) as pulse, ending_told(attempt, stop):
         return _Attempt(
             spec, attempt, clock, pulse, stop, ray_address, build_threads, access or JudgeAccess(), references
-        ).run()
+        ).run(engine)
 
 
 class _Attempt:
@@ -95,7 +95,7 @@ class _Attempt:
         self.references = references or attempt.run.references
         self._told = -1.0
 
-    def run(self) -> dict[str, Any]:
+    def run(self, engine: WarmEngine | None) -> dict[str, Any]:
         with self.clock.enter("preparing"):
             sealed, splits = self._inputs()
         # Ray comes before the slow part of preparing, so that a Ray that cannot start says so at once.
@@ -110,7 +110,10 @@ class _Attempt:
             with self.clock.enter("searching"):
                 self._phase("searching", 0.0, f"searching: {self.spec.budget.trials} trials")
                 try:
-                    self._search(ledger, trials_at_once)
+                    if engine is None:
+                        self._search(ledger, trials_at_once)
+                    else:
+                        engine.search(ledger, self.stop)
                 finally:
                     ledger.close()
         with self.clock.enter("finals"):
@@ -131,6 +134,7 @@ class _Attempt:
         """(what a predecessor sealed, None), or (None, the rows to prepare); before either, a look at the judges."""
         check_judges(self.spec.judge, self.attempt.run.root, self.access)
         earlier = [other.prepared for other in self.attempt.run.attempts() if other.number < self.attempt.number]
+        earlier.insert(0, self.attempt.run.prepared)
         sealed = sealed_for(spec_hash(self.spec), earlier)
         if sealed is not None:
             return sealed, None
@@ -145,7 +149,10 @@ class _Attempt:
         assert sealed is not None
         facts = load_facts(sealed)
         assert facts is not None  # sealed_for has just read it
-        self._phase("preparing", 1.0, f"as prepared by attempt {sealed.parent.name}")
+        whole = sealed == self.attempt.run.prepared
+        self._phase(
+            "preparing", 1.0, f"as prepared by {'the comparison' if whole else f'attempt {sealed.parent.name}'}"
+        )
         return sealed, facts
 
     @contextmanager
@@ -160,23 +167,14 @@ class _Attempt:
 
     def _search(self, ledger: Ledger, trials_at_once: int) -> None:
         workers = self.spec.parallel.workers_per_trial
-        function = run_trial if workers == 1 else run_worker_trial
-        tuner = tune.Tuner(
-            tune.with_resources(function, {"CPU": 1 if workers == 1 else DRIVER_CPUS}),
-            tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(ledger, trials_at_once),
-                num_samples=self.spec.budget.trials,
-                max_concurrent_trials=trials_at_once,
-                reuse_actors=True,
-                trial_dirname_creator=_short_name,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                callbacks=[_EndTheSearch(self.stop)],
-                storage_path=str(self.attempt.path),
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
-                verbose=0,
-            ),
+        tuner = new_tuner(
+            run_trial if workers == 1 else run_worker_trial,
+            StudySearcher(ledger, trials_at_once),
+            self.attempt.path,
+            _EndTheSearch(self.stop),
+            workers_per_trial=workers,
+            trials_at_once=trials_at_once,
+            trials=self.spec.budget.trials,
         )
         with self.stop.deferred():
             tuner.fit()
@@ -241,7 +239,3 @@ class _EndTheSearch(tune.Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._stop.check()
-
-
-def _short_name(trial: Any) -> str:
-    return f"t{trial.trial_id}"

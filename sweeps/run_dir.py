@@ -1,6 +1,7 @@
 """The run directory of a sweep: paths, exclusive claims, numbered journal, heartbeat, atomic publication. Light.
 
     <root>/spec.json                        written once
+    <root>/prepared/                        what a comparison has prepared for all its sweeps; absent elsewhere
     <root>/attempts/<n>/claim.json          made exclusively: the attempt's number is its fencing number
     <root>/attempts/<n>/journal/<seq>.jsonl segments named by their first record, append-only
     <root>/attempts/<n>/heartbeat.json      counter and counts; its age is measured by the reader's clock
@@ -68,6 +69,11 @@ class RunDir:
     def spec_path(self) -> Path:
         """Where the immutable spec lies."""
         return self.root / "spec.json"
+
+    @property
+    def prepared(self) -> Path:
+        """What somebody else has prepared for this sweep, if anybody did: a comparison, for all of its sweeps."""
+        return self.root / "prepared"
 
     @property
     def references(self) -> Path:

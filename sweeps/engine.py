@@ -1,0 +1,258 @@
+"""Ray Tune as it is used here, and one run of it that serves several searches in turn, in the same warm processes.
+
+Tune gives up its idle actors, and with them imports of 5 to 9 s each. Between two searches each slot is therefore held
+by a trial that rests: it trains nothing and ends when the next search begins. A search begins when all slots rest: Tune
+would give short trials, one after another, to the first process that is up, and drop the others before they are.
+"""
+
+import contextlib
+import math
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from sweeps.ledger import Ledger
+from sweeps.searcher import StudySearcher
+from sweeps.stopping import Stop
+from sweeps.trial import run_trial
+from sweeps.worker import DRIVER_CPUS, run_worker_trial
+
+RETRIES = 2
+"""Times that a trial whose process died is started again, from its newest rung."""
+POLL_S = 0.05
+WARMING_S = 180.0
+"""Most that a search waits for processes that are not up yet."""
+CLOSING_S = 60.0
+"""Most that the last trials may take to end when the engine is closed."""
+
+
+def new_tuner(
+    function: Callable[[dict[str, Any]], None],
+    search: Searcher,
+    directory: Path,
+    callback: tune.Callback,
+    *,
+    workers_per_trial: int,
+    trials_at_once: int,
+    trials: int,
+) -> tune.Tuner:
+    """A Tune run that asks `search` for its trials and stops none of them. `trials` -1: as many as it gives."""
+    return tune.Tuner(
+        tune.with_resources(function, {"CPU": 1 if workers_per_trial == 1 else DRIVER_CPUS}),
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            num_samples=trials,
+            max_concurrent_trials=trials_at_once,
+            reuse_actors=True,
+            trial_dirname_creator=_short_name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            callbacks=[callback],
+            storage_path=str(directory),
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            verbose=0,
+        ),
+    )
+
+
+class WarmEngine:
+    """Searches one after another. `search` is for one thread; Tune runs in another."""
+
+    def __init__(self, directory: Path, *, trials_at_once: int, workers_per_trial: int) -> None:
+        self.trials_at_once = trials_at_once
+        self.relay = Relay(directory / "wakes", trials_at_once)
+        self._directory = directory
+        self._workers = workers_per_trial
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._tune, name="tune", daemon=True)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["WarmEngine"]:
+        """Tune runs for the length of the context."""
+        shutil.rmtree(self._directory, ignore_errors=True)  # of a driver that was killed
+        (self._directory / "wakes").mkdir(parents=True)
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self.relay.close()
+            self._thread.join(CLOSING_S)
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def search(self, ledger: Ledger, stop: Stop) -> None:
+        """Run a ledger's search to its end. Raises Stopped, and what went wrong in Tune."""
+        try:
+            self._wait(lambda: self.relay.resting == self.trials_at_once, stop, limit_s=WARMING_S)
+            self._wait(self.relay.begin(StudySearcher(ledger, self.trials_at_once)), stop)
+        except BaseException:
+            self.relay.abort()
+            raise
+
+    def _wait(self, over: Callable[[], bool], stop: Stop, *, limit_s: float = math.inf) -> None:
+        began = time.monotonic()
+        while not over() and time.monotonic() - began < limit_s:
+            stop.check()
+            if not self._thread.is_alive():
+                raise RuntimeError("the search engine has ended early") from self._error
+            time.sleep(POLL_S)
+
+    def _tune(self) -> None:
+        tuner = new_tuner(
+            run_or_rest if self._workers == 1 else run_or_rest_workers,
+            self.relay,
+            self._directory,
+            _Abort(self.relay),
+            workers_per_trial=self._workers,
+            trials_at_once=self.trials_at_once,
+            trials=-1,
+        )
+        try:
+            tuner.fit()
+        except BaseException as error:  # told by `search`, in the thread that waits
+            self._error = error
+
+
+class Relay(Searcher):
+    """Tune's searcher: passes questions and answers to the search of the moment; between searches trials rest."""
+
+    def __init__(self, wakes: Path, trials_at_once: int) -> None:
+        super().__init__()
+        self.aborted = False
+        self._wakes = wakes
+        self._trials_at_once = trials_at_once
+        self._lock = threading.RLock()
+        self._current: StudySearcher | None = None
+        self._live: dict[str, StudySearcher] = {}
+        self._rests: dict[str, bool] = {}  # of those given: whether its process is up
+        self._turn = 0
+        self._closed = False
+
+    @property
+    def resting(self) -> int:
+        """Processes that are up and idle."""
+        with self._lock:
+            return sum(self._rests.values())
+
+    def begin(self, search: StudySearcher) -> Callable[[], bool]:
+        """Serve this search from now on; the answer tells whether it is over."""
+        with self._lock:
+            self._current = search
+            self._wake()
+
+        def over() -> bool:
+            with self._lock:
+                return self._current is not search and search not in self._live.values()
+
+        return over
+
+    def close(self) -> None:
+        """No further search will come."""
+        with self._lock:
+            self._closed = True
+            self._current = None
+            self._wake()
+
+    def abort(self) -> None:
+        """End Tune's loop at its next step, whatever runs."""
+        self.aborted = True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """A trial's config, or that of a rest; None: nothing now; FINISHED: no more searches."""
+        with self._lock:
+            if self._current is not None:
+                told = self._current.suggest(trial_id)
+                if not isinstance(told, str):
+                    if told is not None:
+                        self._live[trial_id] = self._current
+                    return told
+                self._current = None
+            if self._closed:
+                return str(Searcher.FINISHED)
+            if len(self._live) + len(self._rests) >= self._trials_at_once:
+                return None
+            self._rests[trial_id] = False
+            return {"rest_until": str(self._wakes / str(self._turn))}
+
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """Kept here, or Tune would wrap this searcher in a limiter of its own."""
+        return True
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """To the search that the trial belongs to."""
+        with self._lock:
+            if trial_id in self._rests:
+                self._rests[trial_id] = True
+            elif trial_id in self._live:
+                self._live[trial_id].on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """To the search that the trial belongs to."""
+        with self._lock:
+            self._rests.pop(trial_id, None)
+            if trial_id in self._live:
+                # First told, then forgotten: `over` must not be true before the ledger has the end.
+                self._live[trial_id].on_trial_complete(trial_id, result, error)
+                del self._live[trial_id]
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journals are the searches' memory."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: the journals are the searches' memory."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Refused: Tune's files are pickles, and the journals know more."""
+        raise NotImplementedError("a comparison is resumed from its journals: python -m sweeps compare SPEC --out DIR")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher into a file that nobody reads: leave everything out of it."""
+        return {}
+
+    def _wake(self) -> None:
+        with contextlib.suppress(FileNotFoundError):  # the engine has never run
+            (self._wakes / str(self._turn)).touch()
+        self._turn += 1
+
+
+class _Aborted(Exception):
+    """Ends Tune's loop."""
+
+
+class _Abort(tune.Callback):
+    """Looks for an abort at every step of Tune's loop."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self._relay.aborted:
+            raise _Aborted
+
+
+def run_or_rest(config: dict[str, Any]) -> None:
+    """The function that Tune calls: rest, or one trial."""
+    _rest(config["rest_until"]) if "rest_until" in config else run_trial(config)
+
+
+def run_or_rest_workers(config: dict[str, Any]) -> None:
+    """The same for trials of several workers."""
+    _rest(config["rest_until"]) if "rest_until" in config else run_worker_trial(config)
+
+
+def _rest(until: str) -> None:
+    """Until that file is there, or its folder is gone with the engine."""
+    tune.report({"resting": True})
+    while not Path(until).exists() and Path(until).parent.exists():
+        time.sleep(POLL_S)
+    tune.report({"done": True})
+
+
+def _short_name(trial: Any) -> str:
+    return f"t{trial.trial_id}"
