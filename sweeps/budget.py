@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sweeps.search_spec import Asha, Grid, Median, Pbt
 from sweeps.spaces import grid_size
 from sweeps.spec import SweepSpec
+from sweeps.stratum import stratum_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,9 @@ def plan_budget(spec: SweepSpec) -> BudgetPlan:
         alive = [
             scheduler.control_group + (1 - scheduler.control_group) * through**-level for level in range(len(ends))
         ]
-        likely = trials * sum(share * (end - start) for share, start, end in zip(alive, starts, ends, strict=True))
+        random = stratum_size(trials, spec.random_stratum)
+        each = sum(share * (end - start) for share, start, end in zip(alive, starts, ends, strict=True))
+        likely = random * steps + (trials - random) * each
     elif isinstance(scheduler, Pbt):
         rungs = tuple(round(steps * (past + 1) / scheduler.generations) for past in range(scheduler.generations - 1))
         most = likely = float(scheduler.population * steps)
@@ -60,8 +63,8 @@ def plan_budget(spec: SweepSpec) -> BudgetPlan:
         rung_steps=rungs,
         # Twice the trials at once: while one slow trial is held back, the others still find work.
         window=2 * spec.parallel.trials if spec.mode == "deterministic" else trials,
-        most_steps=round(most),
-        likely_steps=round(likely),
+        most_steps=round(min(most, spec.budget.total_steps or most)),
+        likely_steps=round(min(likely, spec.budget.total_steps or likely)),
         wall_clock_s=spec.budget.wall_clock_s,
     )
 

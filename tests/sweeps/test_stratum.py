@@ -8,6 +8,7 @@ import optuna
 import pytest
 
 from simpo.errors import ConfigError
+from sweeps.budget import plan_budget
 from sweeps.spec import SweepSpec, parse_spec
 from sweeps.stratum import in_stratum, stratum_size
 from sweeps.study import Ask, Outcome, Study
@@ -84,6 +85,13 @@ def test_steps_that_stopped_trials_leave_go_to_further_trials(parallel: int) -> 
     assert len(study.asks) > 9
     assert study.finished
     assert study.asks == _searched(_spec(budget=budget, random_stratum=0.0, presets="none"), parallel=2).asks
+
+
+def test_the_plan_counts_random_trials_at_full_length_and_ends_with_the_steps() -> None:
+    plain, half = plan_budget(_spec(random_stratum=0.0)), plan_budget(_spec())
+    assert half.likely_steps == 6 * 100 + plain.likely_steps // 2
+    limited = plan_budget(_spec(budget={"trials": 100, "steps": 100, "total_steps": 900}))
+    assert (limited.most_steps, limited.likely_steps) == (900, 900)
 
 
 def test_fewer_steps_than_one_trial_are_refused() -> None:
