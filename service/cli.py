@@ -9,6 +9,7 @@ import typer
 
 from service.cli_data import PASSED_ON, doctor, score
 from service.cli_models import chat, deploy_app
+from service.cli_promotions import model_app, promote, promotion_app
 from service.cli_quickstart import quickstart
 from service.cli_session import DEFAULT_HOME, OneSentence, Session
 from service.cli_stack import down, status, up
@@ -59,6 +60,7 @@ def root(
     Start the service:     simpo up
     Search:                simpo sweep create -f sweep.yaml --watch
     Put the winner online: simpo deploy create winner --sweep my-sweep
+    Promote by evidence:   simpo promote my-sweep --model chat
     Talk to it:            simpo chat winner "Add 3 and 4."
     Stop everything:       simpo down
 
@@ -71,7 +73,9 @@ def root(
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(run_app, name="run")
 app.add_typer(deploy_app, name="deploy")
-for command in (up, down, status, quickstart, chat):
+app.add_typer(promotion_app, name="promotion")
+app.add_typer(model_app, name="model")
+for command in (up, down, status, quickstart, promote, chat):
     app.command()(command)
 for passed_on in (doctor, score):
     app.command(context_settings=PASSED_ON)(passed_on)

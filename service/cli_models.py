@@ -31,8 +31,13 @@ _SETTLED = frozenset({"READY", "FAILED"})
 def deploy_create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="What callers say as `model`.", show_default=False)],
-    sweep: Annotated[str, typer.Option("--sweep", "-s", help="Name or id of the sweep or run.", show_default=False)],
+    sweep: Annotated[
+        str | None, typer.Option("--sweep", "-s", help="Name or id of the sweep or run.", show_default=False)
+    ] = None,
     checkpoint: Annotated[str, typer.Option(help="winner, base, or the id of a trial.")] = "winner",
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="MODEL@production, in the place of a sweep: it is followed.")
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Stay until it answers.")] = True,
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.", min=1)] = 300.0,
     as_json: JsonFlag = False,
@@ -42,10 +47,14 @@ def deploy_create(
     \b
     Examples:
       simpo deploy create winner --sweep my-sweep
+      simpo deploy create chat --model chat@production
       simpo deploy create base --sweep my-sweep --checkpoint base --no-wait
     """
+    if (sweep is None) == (model is None):
+        raise UserError("give --sweep, or --model with an alias, e.g. --model chat@production")
     with session(ctx).connect() as client:
-        deployment = client.deploy(name, sweep=find_job(client, sweep).id, checkpoint=checkpoint)
+        source = None if sweep is None else find_job(client, sweep).id
+        deployment = client.deploy(name, sweep=source, checkpoint=checkpoint, model=model)
         if wait:
             with interruptible(f"stopped waiting; {name} is still coming: simpo deploy list"):
                 deployment = client.wait("deployments", deployment.id, until=_SETTLED, timeout_s=timeout_s)
@@ -66,9 +75,9 @@ def deploy_list(ctx: typer.Context, as_json: JsonFlag = False) -> None:
         print_json([item.body for item in found])
         return
     print_table(
-        ["name", "id", "state", "why", "sweep", "checkpoint"],
+        ["name", "id", "state", "why", "follows", "sweep", "checkpoint"],
         [
-            [item.name, item.id, item.state, why(item), item.body.get("sweep"), item.body.get("checkpoint")]
+            [item.name, item.id, item.state, why(item), *(item.body.get(k) for k in ("model", "sweep", "checkpoint"))]
             for item in found
         ],
         empty="Nothing is deployed: simpo deploy create NAME --sweep SWEEP.",

@@ -18,7 +18,10 @@ from service.sse import ServerSentEvent, read_sse
 from service.states import TERMINAL
 
 Json = dict[str, Any]
-Kind = Literal["sweeps", "runs", "deployments"]
+Kind = Literal["sweeps", "runs", "evaluations", "promotions", "deployments"]
+Told = Literal["sweeps", "runs", "evaluations", "promotions"]
+"""Kinds whose events end."""
+Wish = Literal["approve", "abort", "rollback"]
 
 _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 _HEARTBEAT_S = 15.0  # the service sends a comment at least this often on an open event stream
@@ -27,12 +30,12 @@ _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 @dataclass(frozen=True, kw_only=True)
 class Resource:
-    """One sweep, run, trial or deployment as the service described it."""
+    """One sweep, run, trial, evaluation, promotion or deployment as the service described it."""
 
     id: str
-    """Opaque, prefixed: swp_, run_, trl_, dep_."""
+    """Opaque, prefixed: swp_, run_, trl_, evl_, prm_, dep_."""
     name: str
-    """Chosen by the person who made it; empty where the resource has none (trials)."""
+    """Chosen by the person who made it; empty where the resource has none (trials, promotions)."""
     state: str
     """PENDING, RUNNING, SUCCEEDED ... ; deployments: PENDING, READY, FAILED, DELETING."""
     reason: str
@@ -54,7 +57,7 @@ class Resource:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One thing that happened to a sweep or run."""
+    """One thing that happened to a sweep, run, evaluation or promotion."""
 
     id: str
     """Position in its parent's history: the place to resume from."""
@@ -172,9 +175,51 @@ class Client:
 
     # -- deployments
 
-    def deploy(self, name: str, *, sweep: str, checkpoint: str = "winner") -> Resource:
-        """Ask for a deployment. `checkpoint`: winner, base, or the id of a trial."""
-        return self.create("deployments", {"name": name, "sweep": sweep, "checkpoint": checkpoint})
+    def deploy(
+        self, name: str, *, sweep: str | None = None, checkpoint: str = "winner", model: str | None = None
+    ) -> Resource:
+        """Ask for a deployment: of a sweep's `checkpoint` (winner, base, or the id of a trial), or of MODEL@ALIAS."""
+        source = {"model": model} if model is not None else {"sweep": sweep, "checkpoint": checkpoint}
+        return self.create("deployments", {"name": name, **source})
+
+    def promote(
+        self,
+        model: str,
+        *,
+        sweep: str | None = None,
+        checkpoint: str = "winner",
+        version: int | None = None,
+        gate: Any = "default",
+        approval: Literal["manual", "auto"] = "manual",
+        idempotency_key: str | None = None,
+    ) -> Resource:
+        """Ask that a checkpoint of a sweep, or a registered version, take the champion's place."""
+        source = {"version": version} if version is not None else {"sweep": sweep, "checkpoint": checkpoint}
+        body = {"model": model, **source, "gate": gate, "approval": approval}
+        return self.create("promotions", body, idempotency_key=idempotency_key)
+
+    def promotion(self, id: str, verb: Wish) -> Resource:
+        """Approve, abort or roll back a promotion. Raises `ApiError` (409) for what its state does not allow."""
+        return Resource.parse(self._post(f"/v1/promotions/{_segment(id)}/{verb}", None))
+
+    def evaluate(
+        self, name: str, *, sweep: str, checkpoint: str = "winner", against: str | None = None, gate: Any = "default"
+    ) -> Resource:
+        """Ask for a comparison with MODEL@ALIAS, or with the sweep's base; it promotes nobody."""
+        body = {"name": name, "sweep": sweep, "checkpoint": checkpoint, "against": against, "gate": gate}
+        return self.create("evaluations", body)
+
+    def registered_models(self) -> Iterator[Json]:
+        """Models of the registry, with their aliases."""
+        yield from self._pages("/v1/registry/models", {"limit": "200", "order": "asc"})
+
+    def registered_model(self, name: str) -> Json:
+        """One of them. Raises `ApiError` (404)."""
+        return self._call("GET", f"/v1/registry/models/{_segment(name)}")
+
+    def model_versions(self, name: str) -> Iterator[Json]:
+        """Its versions, newest first."""
+        yield from self._pages(f"/v1/registry/models/{_segment(name)}/versions", {"limit": "200"})
 
     def delete_deployment(self, id: str) -> None:
         """Take a deployment away. The ETag is read first: what is deleted is what was seen."""
@@ -204,7 +249,7 @@ class Client:
             self._sleep(poll_s)
 
     def events(
-        self, kind: Literal["sweeps", "runs"], id: str, *, after: str | None = None, patience_s: float = 120.0
+        self, kind: Told, id: str, *, after: str | None = None, patience_s: float = 120.0
     ) -> Iterator[Event]:
         """Every event once, in order, until the sweep or run is over.
 
@@ -230,7 +275,7 @@ class Client:
             self._sleep(pause_s)
             pause_s = min(pause_s * 2, 5.0)
 
-    def past_events(self, kind: Literal["sweeps", "runs"], id: str) -> Iterator[Event]:
+    def past_events(self, kind: Told, id: str) -> Iterator[Event]:
         """The events so far, oldest first, without waiting for more."""
         yield from map(Event.parse, self._pages(f"/v1/{kind}/{_segment(id)}/events", {"limit": "200", "order": "asc"}))
 
