@@ -137,6 +137,27 @@ def test_a_champion_is_met_in_a_job_and_a_deployment_follows_there_and_back(plan
     assert [event["type"] for event in told].count("deployment.rolled_out") == 2
 
 
+def test_a_serve_that_forgot_a_model_on_the_way_is_no_longer_ready(plane: Plane) -> None:
+    champion(plane)
+    deployment = plane.client.post("/v1/deployments", json={"name": "chat", "model": "chat@production"}).json()
+    plane.turn()
+    wish = promote(plane, won(plane, "b"), approval="auto").json()
+    plane.deployer.ready = False
+    evaluate(plane, wish["id"], evidence(GOOD))
+    where = f"/v1/deployments/{deployment['id']}"
+    assert plane.client.get(where).json()["reason"] == "ROLLING"
+    plane.deployer.silent = True
+    plane.turn()
+    assert plane.client.get(where).json()["state"] == "READY", "silence says nothing about it"
+    plane.deployer.silent = False
+    plane.deployer.become(deployment["id"], "FAILED", "no memory")
+    plane.turn(40)
+    assert plane.client.get(where).json()["state"] == "FAILED"
+    plane.deployer.states.clear()  # its cluster was restarted
+    plane.turn(7)
+    assert plane.client.get(where).json()["state"] == "PENDING"
+
+
 def test_a_rambling_candidate_that_a_naive_judge_prefers_is_stopped(plane: Plane) -> None:
     champion(plane)
     wish = promote(plane, won(plane, "b"), approval="auto").json()
@@ -286,8 +307,11 @@ def test_repeated_wishes_are_one_wish(plane: Plane) -> None:
     verb = f"/v1/promotions/{first.json()['id']}/approve"
     assert [plane.client.post(verb).status_code for _ in range(2)] == [202, 202]
     assert plane.events(first.json()["id"]).count("promotion.approve_requested") == 1
-    stream = plane.client.get(f"/v1/promotions/{first.json()['id']}/events?limit=2").json()
-    assert stream["has_more"]
+    where = f"/v1/promotions/{first.json()['id']}/events"
+    assert plane.client.get(f"{where}?limit=2").json()["has_more"]
+    plane.turn()
+    stream = plane.client.get(f"{where}?stream=true").text
+    assert stream.count("event: alias.moved") == 2 and stream.endswith("event: done\ndata: {}\n\n")
     tag = plane.client.get(first.headers["location"]).headers["etag"]
     assert plane.client.get(first.headers["location"], headers={"if-none-match": tag}).status_code == 304
 
