@@ -13,6 +13,9 @@ from simpo.errors import SimPOError
 from sweeps.board import Board
 from sweeps.board_view import Screen
 from sweeps.budget import plan_budget
+from sweeps.comparison_command import compare as run_compare
+from sweeps.comparison_command import is_comparison, read_comparison, show_comparison
+from sweeps.comparison_spec import load_comparison
 from sweeps.console import attempts_view, result_view
 from sweeps.evaluation_spec import load_evaluation
 from sweeps.report import read_story, report_json, write_report
@@ -36,6 +39,13 @@ PublicJudge = Annotated[
         "--public-judge", help="Refuse a judge on a private network or on this machine: for specs that others wrote."
     ),
 ]
+ReferenceStore = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where reference log-probabilities are kept, instead of `references` in the store of the run directory.",
+        show_default=False,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
@@ -48,6 +58,7 @@ def run(
     ] = None,
     ray_address: RayAddress = None,
     public_judge: PublicJudge = False,
+    reference_store: ReferenceStore = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a sweep. In a directory that holds earlier attempts it goes on where they ended."""
@@ -56,9 +67,30 @@ def run(
     if not run_dir.spec_path.exists() or run_dir.spec_path.resolve() != spec.resolve():
         run_dir.write_spec(with_absolute_paths(wanted).model_dump(mode="json"))
     try:
-        _drive(run_dir, attempt, ray_address, public_judge, quiet)
+        _drive(run_dir, attempt, ray_address, public_judge, reference_store, quiet)
     except SimPOError:
         if made:  # nothing half-made stays behind a refused spec
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+@app.command()
+def compare(
+    spec: Annotated[Path, typer.Argument(help="The comparison, YAML or JSON.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Its directory; made when absent.", show_default=False)],
+    ray_address: RayAddress = None,
+    public_judge: PublicJudge = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tune several methods under one budget and say which is best. Started again with the same spec it goes on."""
+    wanted = load_comparison(spec)
+    run_dir, made = RunDir(out), not out.exists()
+    if not run_dir.spec_path.exists() or run_dir.spec_path.resolve() != spec.resolve():
+        run_dir.write_spec(wanted.model_dump(mode="json"))
+    try:
+        _compare(run_dir.root, ray_address, public_judge, quiet)
+    except SimPOError:
+        if made:
             shutil.rmtree(out, ignore_errors=True)
         raise
 
@@ -105,24 +137,42 @@ def resume(
     directory: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
     ray_address: RayAddress = None,
     public_judge: PublicJudge = False,
+    reference_store: ReferenceStore = None,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a sweep whose driver died: finished trials are replayed, the others start from their newest rung."""
+    """Go on with a sweep whose driver died: finished trials are replayed, the others start from their newest rung.
+
+    A comparison goes on with its unfinished methods.
+    """
     run_dir = RunDir(directory)
-    run_dir.read_spec()  # before a claim makes anything
-    _drive(run_dir, None, ray_address, public_judge, quiet)
+    if is_comparison(run_dir.read_spec()):  # read before a claim makes anything
+        if reference_store is not None:
+            raise SimPOError("a comparison keeps them in its own directory: leave it out", "--reference-store")
+        _compare(run_dir.root, ray_address, public_judge, quiet)
+        return
+    _drive(run_dir, None, ray_address, public_judge, reference_store, quiet)
 
 
 @app.command()
 def show(directory: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)]) -> None:
-    """Print the leaderboard, or how far the sweep has come."""
+    """Print the leaderboard, or how far the sweep or comparison has come."""
     run_dir, console = RunDir(directory), Console()
+    if is_comparison(run_dir.read_spec()):
+        show_comparison(run_dir.root, console)
+        return
     spec = parse_spec(run_dir.read_spec(), source=str(run_dir.spec_path))
     results = [result for attempt in run_dir.attempts() if (result := read_result(attempt)) is not None]
     console.print(result_view(results[-1]) if results else attempts_view(run_dir, spec))
 
 
-def _drive(run_dir: RunDir, number: int | None, ray_address: str | None, public_judge: bool, quiet: bool) -> None:
+def _drive(
+    run_dir: RunDir,
+    number: int | None,
+    ray_address: str | None,
+    public_judge: bool,
+    references: Path | None,
+    quiet: bool,
+) -> None:
     # Before torch brings OpenMP in: threads that wait must sleep, not spin, or neighbours on the machine stall us.
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     from sweeps.driver import run_attempt  # noqa: PLC0415  # lazy: torch and ray take seconds, --help must not
@@ -149,6 +199,7 @@ def _drive(run_dir: RunDir, number: int | None, ray_address: str | None, public_
                 listeners=[show],
                 build_threads=len(os.sched_getaffinity(0)),
                 access=access,
+                references=references,
             )
     except Stopped as stopped:
         Console(stderr=True).print(f"stopped: {stopped}. Go on with: python -m sweeps resume {run_dir.root}")
@@ -157,6 +208,17 @@ def _drive(run_dir: RunDir, number: int | None, ray_address: str | None, public_
     story = read_story(run_dir.root)
     page, _ = write_report(story, report_json(story), run_dir.root)
     console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _compare(root: Path, ray_address: str | None, public_judge: bool, quiet: bool) -> None:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch brings OpenMP in, as for a sweep
+    from sweeps.judges import JudgeAccess  # noqa: PLC0415  # lazy: torch takes seconds, --help must not
+
+    access = JudgeAccess.of(read_comparison(root).judge, os.environ, public_only=public_judge)
+    for name in access.keys:
+        del os.environ[name]
+    threads = len(os.sched_getaffinity(0))
+    run_compare(root, ray_address=ray_address, threads=threads, access=access, quiet=quiet)
 
 
 def _plan(spec: SweepSpec) -> str:

@@ -17,6 +17,7 @@ from service.app import create_app
 from service.cli import app as cli
 from service.settings import Settings
 from simpo.methods import METHODS, hyperparameters
+from sweeps.comparison_spec import ComparisonSpec
 from sweeps.spec import SweepSpec
 from tests import readme_tree
 from tests.house import REPO, sources
@@ -178,7 +179,8 @@ def test_the_example_spec_is_accepted() -> None:
     blocks = re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert blocks
     for block in blocks:
-        SweepSpec.model_validate(yaml.safe_load(block))
+        values = yaml.safe_load(block)
+        (ComparisonSpec if "methods" in values else SweepSpec).model_validate(values)
 
 
 def test_the_changelog_starts_with_the_version() -> None:
