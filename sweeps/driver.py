@@ -22,10 +22,13 @@ from sweeps.prepared import Facts, load_facts, sealed_for
 from sweeps.pulse import Pulse
 from sweeps.ray_session import ray_session, trials_that_fit
 from sweeps.run_dir import Attempt, Record, RunDir
+from sweeps.samplers import check_installed
+from sweeps.search_facts import search_facts
 from sweeps.searcher import StudySearcher
 from sweeps.spec import SweepSpec, parse_spec, spec_hash
 from sweeps.stopping import Stop, ending_told, stoppable
 from sweeps.trial import quiet_transformers, run_trial
+from sweeps.warm_start import check_sources
 from sweeps.worker import run_worker_trial
 
 
@@ -133,6 +136,8 @@ class _Attempt:
     def _inputs(self) -> tuple[Path | None, Splits | None]:
         """(what a predecessor sealed, None), or (None, the rows to prepare); before either, a look at the judges."""
         check_judges(self.spec.judge, self.attempt.run.root, self.access)
+        check_installed(self.spec)
+        check_sources(self.spec, self.attempt.run)
         earlier = [other.prepared for other in self.attempt.run.attempts() if other.number < self.attempt.number]
         earlier.insert(0, self.attempt.run.prepared)
         sealed = sealed_for(spec_hash(self.spec), earlier)
@@ -200,7 +205,10 @@ class _Attempt:
                 "checkpoint": winner.checkpoint,
                 "step": winner.outcome.step,
             },
-            "leaderboard": leaderboard(list(ledger.ended.values()), self.spec.objective, verdict.judged),
+            "leaderboard": leaderboard(
+                list(ledger.ended.values()), self.spec.objective, verdict.judged, self.spec.other_objectives
+            ),
+            **search_facts(ledger),
             "trials": counts,
             "win_rate": None if verdict.win_rate is None else verdict.win_rate.as_dict(),
             "judge": None if verdict.judgement is None else verdict.judgement.as_dict(),

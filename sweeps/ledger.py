@@ -5,23 +5,19 @@ No Ray in here: `sweeps.searcher` carries the words between this ledger and Tune
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sweeps.budget import WallClock
-from sweeps.run_dir import Attempt, Level, Record, RunDir, read_journal
+from sweeps.outcome import Ask, Outcome
+from sweeps.recorded import ENDINGS
+from sweeps.recorded import recorded_trials as recorded_trials
+from sweeps.run_dir import Attempt, Level
 from sweeps.spec import SweepSpec
-from sweeps.study import Ask, Outcome, Replay, State, Study
+from sweeps.study import Study
 from sweeps.trial import Assignment, Update
-
-ENDINGS: Mapping[State, str] = {
-    "COMPLETE": "trial.completed",
-    "PRUNED": "trial.pruned",
-    "FAILED": "trial.failed",
-    "INFEASIBLE": "trial.infeasible",
-}
+from sweeps.warm_start import lessons_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +62,8 @@ class Ledger:
         self.ended: dict[int, Ended] = {}
         self.pids: set[int] = set()
         self._before = recorded_trials(attempt.run, below=attempt.number)
-        self.study = Study(spec, {number: trial.replay for number, trial in self._before.items()})
+        replay = {number: trial.replay for number, trial in self._before.items()}
+        self.study = Study(spec, replay, lessons_of(attempt, spec, prepared))
         self._best: int | None = None
         self._drained = False
 
@@ -85,7 +82,14 @@ class Ledger:
         self.attempt.append(
             "trial.created",
             f"trial {ask.number} starts" if before is None else f"trial {ask.number} starts again",
-            {"trial_id": ask.trial_id, "number": ask.number, "params": ask.params, "cutoffs": ask.cutoffs},
+            {
+                "trial_id": ask.trial_id,
+                "number": ask.number,
+                "params": ask.params,
+                "cutoffs": ask.cutoffs,
+                **({"control": True} if ask.control else {}),
+                **({} if ask.parent is None else {"parent": self.study.asks[ask.parent].trial_id}),
+            },
         )
         return Assignment(
             trial_id=ask.trial_id,
@@ -94,9 +98,11 @@ class Ledger:
             run_dir=str(self.attempt.run.root),
             prepared=str(self.prepared.absolute()),
             directory=str(self.attempt.trial_path(ask.trial_id)),
-            resume=[] if before is None else [str(path) for path in before.directories],
+            resume=[str(path) for path in self._resumable(ask)],
             deadline=self.clock.deadline,
             workers=self.spec.parallel.workers_per_trial,
+            start=ask.start,
+            until=ask.until,
         )
 
     @property
@@ -158,6 +164,14 @@ class Ledger:
         ranked = [self.ended[number] for number in self.study.ranked()]
         return [ended for ended in ranked if ended.checkpoint is not None][: self.spec.finals.candidates]
 
+    def _resumable(self, ask: Ask) -> list[Path]:
+        """Where checkpoints lie that a trial may go on from: its own of earlier attempts, and its parent's."""
+        places = [] if ask.number not in self._before else list(self._before[ask.number].directories)
+        if ask.parent is not None:
+            places.append(self.attempt.trial_path(self.study.asks[ask.parent].trial_id))
+            places += self._before[ask.parent].directories if ask.parent in self._before else []
+        return places
+
     def _adopt(self) -> None:
         """Trials that a predecessor finished: already told to the study, already in its journal."""
         for number, outcome in self.study.outcomes.items():
@@ -195,7 +209,10 @@ class Ledger:
     def _sweep_out(self) -> None:
         """Drop what no one will read: ways back into ended trials, weights that fell out of the kept ranks."""
         keep = set(self.study.ranked()[: max(self.spec.finals.candidates, KEEP)])
+        wanted = self.study.wanted()
         for number, ended in self.ended.items():
+            if number in wanted:
+                continue
             directory = self.attempt.trial_path(ended.ask.trial_id)
             if number not in keep and directory.exists():
                 shutil.rmtree(directory, ignore_errors=True)
@@ -208,42 +225,3 @@ KEEP = 3
 """Checkpoints of at least so many best trials stay on disk."""
 
 CURVE = ("loss", "margin", "accuracy", "grad_norm", "learning_rate")
-
-
-@dataclass(kw_only=True)
-class Recorded:
-    """What all predecessors' journals know of a trial."""
-
-    params: dict[str, Any]
-    directories: list[Path] = field(default_factory=list)
-    """Where its attempts kept its checkpoints."""
-    outcome: Outcome | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    """metrics, interval, checkpoint, seconds of the terminal record."""
-
-    @property
-    def replay(self) -> Replay:
-        """The study's view."""
-        return Replay(params=self.params, outcome=self.outcome)
-
-
-def recorded_trials(run: RunDir, *, below: int) -> dict[int, Recorded]:
-    """Every trial of the attempts under `below`, by number; the first end of a trial counts."""
-    trials: dict[int, Recorded] = {}
-    ended = set(ENDINGS.values())
-    for attempt in run.attempts():
-        for record in read_journal(attempt) if attempt.number < below else []:
-            data = record["data"]
-            if record["type"] == "trial.created":
-                known = trials.setdefault(data["number"], Recorded(params=data["params"]))
-                known.directories.append(attempt.trial_path(data["trial_id"]))
-            elif record["type"] in ended:
-                _note_end(trials, record)
-    return trials
-
-
-def _note_end(trials: dict[int, Recorded], record: Record) -> None:
-    known = trials.get(record["data"]["number"])
-    if known is not None and known.outcome is None:
-        known.outcome = Outcome.from_dict(record["data"])
-        known.facts = {key: record["data"][key] for key in ("metrics", "interval", "checkpoint", "seconds")}

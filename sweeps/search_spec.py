@@ -27,6 +27,8 @@ class _Sampler(Strict):
     """Whether it can search for a Pareto front."""
     ignores_results: ClassVar[bool] = False
     """Whether results have no influence on its points."""
+    learns_from_others: ClassVar[bool] = False
+    """Whether trials that it did not propose itself, of an earlier sweep, teach it."""
     keeps_notes: ClassVar[bool] = False
     """Whether it notes something in the study with every proposal, also when the point is then given."""
 
@@ -39,6 +41,7 @@ class Tpe(_Sampler):
     """
 
     type: Literal["tpe"]
+    learns_from_others: ClassVar[bool] = True
     startup_trials: Annotated[int, Field(ge=0)] = 6
     """Random points before the estimator takes over; warm-start trials count among them."""
     candidates: Annotated[int, Field(ge=1)] = 24
@@ -55,6 +58,8 @@ class Gp(_Sampler):
     """
 
     type: Literal["gp"]
+    several_objectives: ClassVar[bool] = False  # Optuna 5.0.0 did not come back from its box decomposition
+    learns_from_others: ClassVar[bool] = True
     conditions: ClassVar[bool] = False
     startup_trials: Annotated[int, Field(ge=1)] = 8
     """Random points before the process takes over."""
@@ -206,6 +211,7 @@ def check_search(
     constraints: Mapping[str, str],
     trials: int,
     steps: int,
+    warm: bool = False,
 ) -> None:
     """Refuse what the parts of a search cannot do together. Raises ConfigError with the field."""
     ranges = {key: axis for key, axis in space.items() if isinstance(axis, FloatRange | LogFloatRange | IntRange)}
@@ -224,6 +230,8 @@ def check_search(
         refuse("sampler", f"{name} cannot be told of constraints: use tpe, gp or nsga2, or set constraints: {{}}")
     if len(objectives) > 1 and not sampler.several_objectives:
         refuse("sampler", f"{name} searches for one number: use tpe or nsga2 with several objectives")
+    if warm and not sampler.learns_from_others:
+        refuse("warm_start", f"{name} learns nothing from an earlier sweep's trials: use tpe or gp, or leave it out")
     if isinstance(sampler, Grid):
         bare = ungridded(space) if sampler.points is None else None
         if bare:

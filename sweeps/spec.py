@@ -235,7 +235,12 @@ class SweepSpec(Job):
             constraints=self.constraints,
             trials=self.budget.trials,
             steps=self.budget.steps,
+            warm=bool(self.warm_start),
         )
+        if self.scheduler.type == "pbt" and self.mode == "asynchronous":
+            raise ConfigError("pbt waits for whole generations: use deterministic", "mode")
+        if self.scheduler.type == "pbt" and self.budget.total_steps is not None:
+            raise ConfigError("pbt takes population * steps, no more and no less: leave it out", "budget.total_steps")
         if self.random_stratum and (self.scheduler.type == "pbt" or self.sampler.type == "grid"):
             chosen = "pbt" if self.scheduler.type == "pbt" else "grid"
             raise ConfigError(f"{chosen} lays down every trial's point beforehand: set it to 0", "random_stratum")
@@ -368,7 +373,10 @@ def with_absolute_paths(spec: SweepSpec) -> SweepSpec:
     judge = spec.judge
     if isinstance(judge, RewardModel):
         judge = judge.model_copy(update={"model": located(judge.model)})
-    return spec.model_copy(update={"base_model": located(spec.base_model), "dataset": dataset, "judge": judge})
+    warm = tuple(str(Path(name).expanduser().absolute()) if "/" in name else name for name in spec.warm_start)
+    return spec.model_copy(
+        update={"base_model": located(spec.base_model), "dataset": dataset, "judge": judge, "warm_start": warm}
+    )
 
 
 def read_yaml(text: str) -> Any:

@@ -125,6 +125,12 @@ class Study:
         front = self._fronts(complete)
         return sorted(complete, key=lambda n: (front[n], -self._sign * _value(self.outcomes[n]), n))
 
+    def front(self) -> list[int]:
+        """Numbers of the complete trials that no other beats, best first."""
+        complete = self.ranked()
+        front = self._fronts(complete)
+        return [number for number in complete if front[number] == 0]
+
     def wanted(self) -> set[int]:
         """Numbers of trials whose checkpoints may still be asked for by a later generation."""
         if not isinstance(self.spec.scheduler, Pbt):
@@ -187,7 +193,12 @@ class Study:
         if random:
             self.optuna.sampler = optuna.samplers.RandomSampler(seed=seed_of(self.spec, number))
         else:
-            self.optuna.sampler = optuna_sampler(self.spec, number, conditional=bool(self._conditional))
+            self.optuna.sampler = optuna_sampler(
+                # A seed that the earlier sweeps have not used, or their first points would come again.
+                self.spec,
+                number + self.lessons,
+                conditional=bool(self._conditional),
+            )
         fixed = self._fixed(number)
         if fixed:
             self.optuna.enqueue_trial(fixed)

@@ -21,7 +21,7 @@ import transformers
 
 from simpo.checkpoint import newest_valid, read_manifest, restore, save_checkpoint
 from simpo.config import OptimConfig
-from simpo.errors import NonFiniteStep, SimPOError
+from simpo.errors import CheckpointError, NonFiniteStep, SimPOError
 from simpo.fit import TrainState, fit
 from simpo.lora import add_lora
 from simpo.memory import apply_checkpointing, keep_freed_pages
@@ -31,11 +31,11 @@ from simpo.policy_hash import policy_record
 from simpo.sharding import gathered, shard_model
 from sweeps.budget import plan_budget
 from sweeps.constraints import violations
+from sweeps.outcome import Outcome, State
 from sweeps.prepare import RUNG_SEED, measure_on
 from sweeps.prepared import HeldOut, load_facts, load_plan, load_reference
 from sweeps.run_dir import RunDir
 from sweeps.spec import SweepSpec, parse_spec
-from sweeps.study import Outcome, State
 
 PROGRESS_REPORTS = 12
 """About so many progress reports a trial: a curve for people, a trickle for the journal."""
@@ -60,6 +60,10 @@ class Assignment:
     deadline: float | None
     """Unix seconds after which the trial stops itself."""
     workers: int = 1
+    start: int = 0
+    """Step at which its parent's checkpoint must let it begin, or a later one of its own."""
+    until: int | None = None
+    """Step at which it ends, measured and with a checkpoint for its heirs; None: it goes to full budget."""
 
     def as_config(self) -> dict[str, Any]:
         """JSON form."""
@@ -171,6 +175,11 @@ def train_trial(
         method = method_from_dict({"name": bench.spec.method, **_hyperparameters(assignment.params)})
         deadline = assignment.deadline
         late = None if deadline is None else _agreed(lambda: clock() > deadline)
+        if step == assignment.until:  # its process died between the checkpoint and the last word
+            measured, interval = _measured(bench)
+            outcome = _verdict(bench.spec, assignment, step, total, rungs, measured)
+            yield update("end", measured, interval=interval, outcome=outcome)
+            return
         for report in fit(state, bench.plan, method, reference=bench.reference, stop=late):
             step = report.step
             if step % every == 0 or step in rung_steps:
@@ -184,6 +193,8 @@ def train_trial(
                 yield update("rung", measured, interval=interval)
             if outcome is not None:
                 kept = _keep(bench, assignment, state, rungs, "final") if outcome.state == "COMPLETE" else None
+                if step == assignment.until and outcome.state == "PRUNED":
+                    _keep(bench, assignment, state, rungs, f"rung-{step:06d}")  # its heirs go on from here
                 yield update("end", measured, interval=interval, outcome=outcome, checkpoint=kept)
                 return
             _keep(bench, assignment, state, rungs, f"rung-{step:06d}")
@@ -247,7 +258,10 @@ def _begin(bench: Workbench, assignment: Assignment) -> tuple[TrainState, dict[i
         newest = rungs[-1][1]
         passed = read_manifest(newest, verify=False)["rungs"]
         state = restore(newest, model, optim, spec.budget.steps)
-        return state, {int(step): value for step, value in passed.items()}
+        if state.step >= assignment.start:
+            return state, {int(step): value for step, value in passed.items()}
+    if assignment.start:
+        raise CheckpointError(f"no valid checkpoint of step {assignment.start} is left of the trial it goes on from")
     return TrainState.fresh(model, optim, spec.budget.steps), {}
 
 
@@ -264,7 +278,10 @@ def _verdict(
     broken = violations(spec.constraints, measured)
 
     def ended(state: State, reason: str = "") -> Outcome:
-        return Outcome(state=state, step=step, value=value, rungs=dict(rungs), constraints=broken, reason=reason)
+        others = {str(objective.metric): measured[objective.metric] for objective in spec.other_objectives}
+        return Outcome(
+            state=state, step=step, value=value, rungs=dict(rungs), constraints=broken, others=others, reason=reason
+        )
 
     if any(violation > 0 for violation in broken.values()):
         named = [
@@ -275,6 +292,8 @@ def _verdict(
         return ended("INFEASIBLE", ", ".join(named))
     if step == total:
         return ended("COMPLETE")
+    if step == assignment.until:
+        return ended("PRUNED", "its generation is over")
     cutoff = assignment.cutoffs.get(step)
     sign = 1 if spec.objective.goal == "maximize" else -1
     if cutoff is not None and sign * value < sign * cutoff:

@@ -164,3 +164,39 @@ def test_a_setting_that_a_method_refuses_fails_one_trial(bench: Workbench, place
 def test_assignments_travel_as_plain_json(place: Path, tmp_path: Path) -> None:
     told = _assignment(place, tmp_path, cutoffs={4: 0.5}, deadline=1.0, resume=["x"])
     assert Assignment.from_config(json.loads(json.dumps(told.as_config()))) == told
+
+
+def test_a_generation_hands_on_to_heirs_with_other_rates(place: Path, tmp_path: Path) -> None:
+    spec = tiny_spec(
+        place / "base",
+        sampler="random",
+        scheduler={"type": "pbt", "population": 2, "generations": 2},
+        budget={"trials": 4, "steps": 12},
+    )
+    run = RunDir(tmp_path / "run")
+    run.write_spec(spec.model_dump(mode="json"))
+    bench = Workbench(str(run.root), str(place / "prepared"))
+    parent = _assignment(place, tmp_path / "trl_0000", until=6)
+    updates = list(train_trial(bench, parent))
+    assert _end(updates) == ("PRUNED", 6, "its generation is over")
+    assert (tmp_path / "trl_0000" / "rung-000006" / "manifest.json").exists()
+    again = list(train_trial(bench, parent))
+    assert _end(again) == _end(updates), "its process died before the last word"
+    assert [update.kind for update in again] == ["end"]
+    assert again[-1].metrics == updates[-1].metrics
+    heir = _assignment(
+        place,
+        tmp_path / "trl_0002",
+        trial_id="trl_0002",
+        params={**POINT, "learning_rate": 8e-3},
+        resume=[str(tmp_path / "trl_0000")],
+        start=6,
+    )
+    updates = list(train_trial(bench, heir))
+    assert _end(updates) == ("COMPLETE", 12, "")
+    assert [update.step for update in updates if update.kind == "progress"] == list(range(7, 13))
+    assert updates[-1].outcome is not None and sorted(updates[-1].outcome.rungs) == [6, 12]
+    assert read_manifest(tmp_path / "trl_0002" / "final")["learning_rate"] == 8e-3
+    orphan = dataclasses.replace(heir, directory=str(tmp_path / "trl_0003"), resume=[])
+    state, _, reason = _end(list(train_trial(bench, orphan)))
+    assert (state, reason) == ("FAILED", "no valid checkpoint of step 6 is left of the trial it goes on from")

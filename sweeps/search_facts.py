@@ -1,0 +1,90 @@
+"""What a finished search says of itself in result.json: rung order, Pareto front, lineage, what it learnt from.
+
+rungs      for each rung: Spearman's rank correlation of its values with the final ones, over complete trials that no
+           cut-off could have stopped (the control group, the random stratum, and whoever was asked before cut-offs)
+pareto     with several objectives: the trials that no other beats, best first objective first
+lineage    after population-based training: the winner's ancestors, with the hyperparameters of each stretch of steps
+warm_start what the sampler had learnt from
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scipy.stats import rankdata
+
+from sweeps.ledger import Ended, Ledger
+
+LEAST = 4
+"""Fewest trials of which a correlation is told: its interval needs n - 3 degrees of freedom."""
+
+
+def search_facts(ledger: Ledger) -> dict[str, Any]:
+    """The keys of result.json that apply to this search."""
+    spec, facts = ledger.spec, dict[str, Any]()
+    steps = ledger.study.plan.rung_steps
+    ended = list(ledger.ended.values())
+    if steps and spec.scheduler.type != "pbt":
+        facts["rungs"] = rung_order(ended, steps)
+    if spec.other_objectives:
+        facts["pareto"] = pareto_front(ledger)
+    if spec.warm_start:
+        facts["warm_start"] = {"sources": list(spec.warm_start), "trials": ledger.study.lessons}
+    best = ledger.study.best()
+    if spec.scheduler.type == "pbt" and best is not None:
+        facts["lineage"] = lineage(ledger.ended, best)
+    return facts
+
+
+def rung_order(trials: Sequence[Ended], steps: Sequence[int]) -> list[dict[str, Any]]:
+    """By rung: step, n, control (how many of those belong to the control group), rho, low, high (95 %).
+
+    None for what too few trials, or equal values, leave open.
+    """
+    unstopped = [trial for trial in trials if trial.outcome.state == "COMPLETE" and not trial.ask.cutoffs]
+    rows = []
+    for step in steps:
+        seen = [trial for trial in unstopped if step in trial.outcome.rungs]
+        early = [trial.outcome.rungs[step] for trial in seen]
+        final = [float(trial.outcome.value or 0.0) for trial in seen]
+        row = {"step": step, "n": len(seen), "control": sum(trial.ask.control for trial in seen)}
+        rows.append({**row, **rank_correlation(early, final)})
+    return rows
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> dict[str, float | None]:
+    """Spearman's rho, ties by mean ranks, with its 95 % interval: Fisher's z with Bonett and Wright's
+    variance (1 + rho^2 / 2) / (n - 3)."""
+    nothing: dict[str, float | None] = {"rho": None, "low": None, "high": None}
+    if len(first) < LEAST:
+        return nothing
+    ranks = [rankdata(values) - (len(values) + 1) / 2 for values in (first, second)]
+    spread = math.sqrt(float((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
+    if spread == 0:
+        return nothing
+    rho = max(-1.0, min(1.0, float((ranks[0] * ranks[1]).sum()) / spread))
+    z = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, rho)))
+    half = 1.96 * math.sqrt((1 + rho**2 / 2) / (len(first) - 3))
+    return {"rho": rho, "low": math.tanh(z - half), "high": math.tanh(z + half)}
+
+
+def pareto_front(ledger: Ledger) -> list[dict[str, Any]]:
+    """trial_id, number, params, values by metric."""
+    rows = []
+    for number in ledger.study.front():
+        ended = ledger.ended[number]
+        values = {ledger.spec.objective.metric: ended.outcome.value, **ended.outcome.others}
+        rows.append({"trial_id": ended.ask.trial_id, "number": number, "params": ended.ask.params, "values": values})
+    return rows
+
+
+def lineage(trials: Mapping[int, Ended], number: int) -> list[dict[str, Any]]:
+    """From the first ancestor to trial `number`: trial_id, number, from step, to step, params."""
+    rows: list[dict[str, Any]] = []
+    follow: int | None = number
+    while follow is not None:
+        ask = trials[follow].ask
+        stretch = {"from": ask.start, "to": trials[follow].outcome.step}
+        rows.append({"trial_id": ask.trial_id, "number": follow, **stretch, "params": ask.params})
+        follow = ask.parent
+    return rows[::-1]
