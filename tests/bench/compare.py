@@ -26,7 +26,7 @@ from tests.house import REPO
 
 DATA = REPO.parent / "shared" / "data" / "preferences"
 MINUTES_BAR = 60.0
-"""Of all tasks together, on two idle cores. A full trial takes about 8.5 (practice), 10 (hh) and 12 (qa) CPU-seconds."""
+"""Of all tasks together, on two idle cores. A full trial takes about 8.5 (practice), 10 (hh), 12 (qa) CPU-seconds."""
 TASKS = ("practice", "hh", "qa")
 DRAWN = 16
 """Random trials of each method: they speak of the best of one and of two."""
