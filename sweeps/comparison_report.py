@@ -132,7 +132,6 @@ def tuning_figure(result: Mapping[str, Any]) -> Json:
         "paper_bgcolor": "#fff",
         "plot_bgcolor": "#fff",
         "font": {"family": "system-ui, sans-serif", "size": 12},
-        "height": 520,
     }
     return {"data": traces, "layout": layout}
 
