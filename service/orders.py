@@ -57,6 +57,11 @@ def _order(kind: str, spec: SweepSpec | RunSpec, plan: SweepSpec) -> Order:
         )
         if source is not None and (fault := _source_fault(source, what))
     ]
+    faults += [
+        (f"/warm_start/{index}", f"{name!r} is no id of a sweep: here earlier sweeps are named by their ids")
+        for index, name in enumerate(plan.warm_start)
+        if "/" in name
+    ]
     if faults:
         raise invalid(faults)
     return Order(

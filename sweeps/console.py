@@ -9,6 +9,7 @@ from rich.text import Text
 
 from sweeps.board import Board, reference_line
 from sweeps.board_view import point, trial_table
+from sweeps.report_search import correlation
 from sweeps.run_dir import RunDir, read_journal
 from sweeps.spec import SweepSpec
 
@@ -36,6 +37,11 @@ def result_view(result: Mapping[str, Any]) -> Group:
         if judged := row.get("judged"):
             ties = f", tied with {', '.join(judged['tied_with'])}" if judged["tied_with"] else ""
             facts.add_row(f"{judged['name']} over base", estimate(judged) + ties)
+    for row in result.get("rungs") or ():
+        facts.add_row(f"order at step {row['step']}", correlation(row))
+    for row in result.get("pareto") or ():
+        values = ", ".join(f"{name} {value:.4f}" for name, value in row["values"].items())
+        facts.add_row("on the front", f"{row['trial_id']}: {values}")
     for who, accuracy in result["accuracy"].items():
         facts.add_row(f"accuracy of {who}", estimate(accuracy))
     facts.add_row("reference", reference_line(result.get("reference") or {}).partition(": ")[2])

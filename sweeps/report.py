@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.report_page import page
+from sweeps.report_search import FACTS
 from sweeps.run_dir import RunDir, read_journal, read_result
 
 Json = dict[str, Any]
@@ -112,6 +113,7 @@ def report_json(
         "win_rate": result.get("win_rate"),
         "win_rate_reason": no_judge,
         "judge": judge,
+        **{key: result[key] for key in FACTS if key in result},
         "accuracy": result.get("accuracy"),
         "probes": result.get("probes"),
         "dropped_rows": result.get("dropped_rows") or {},

@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from sweeps.report_figures import curves, scatter
+from sweeps.report_search import panels
 
 Json = dict[str, Any]
 
@@ -32,6 +33,10 @@ def page(spec: Mapping[str, Any], facts: Mapping[str, Any], trials: Sequence[Jso
         figure_boxes("Search", "Each dot is a trial; the star is the winner.", [k for k in figures if "scatter" in k]),
         figure_boxes("Training", "Losses of different beta are not comparable; a falling one is.", ["loss", "margin"]),
         _leaderboard(trials, winner, metric),
+        *(
+            f'<h2>{escape(panel.title)}</h2><p class="note">{escape(panel.note)}</p>{table(panel.head, panel.rows)}'
+            for panel in panels(facts)
+        ),
         _pairs("Dropped rows", facts.get("dropped_rows") or {}, empty="No row was dropped."),
         _pairs("Truncated rows", facts.get("truncated_rows") or {}, empty="No row was cut."),
         _pairs("Reference log-probabilities", _reference(facts.get("reference") or {}), empty="None were needed: 0 s."),

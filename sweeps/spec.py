@@ -165,7 +165,7 @@ class SweepSpec(Job):
     space: dict[str, Axis] = Field(default_factory=dict)
     presets: Literal["none", "paper"] = "none"
     """paper: the authors' released settings are tried first; a value of theirs outside the space is sampled instead."""
-    warm_start: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    warm_start: tuple[Annotated[str, Field(pattern=r"/|^[A-Za-z0-9][A-Za-z0-9_.-]*$")], ...] = ()
     """Earlier sweeps that teach the sampler: run directories, or ids of sweeps that lie beside this one. Refused when
     their values mean something else (`sweeps.warm_start`)."""
     sampler: Annotated[Sampler, shorthand("type")] = Tpe(type="tpe")

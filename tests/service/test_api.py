@@ -60,6 +60,7 @@ def test_validate_only_answers_with_the_plan_and_stores_nothing(plane: Plane) ->
         ({"name": "a", "dataset": {"train": "practice", "eval": "rows.jsonl"}}, "/dataset/eval", "absolute path"),
         ({"name": "a", "dataset": "/data/../etc/passwd"}, "/dataset/train", "without .."),
         ({"name": "a", "dataset": "..\\..\\secret"}, "/dataset/train", "backslashes"),
+        ({"name": "a", "warm_start": ["swp-1", "/srv/others/swp-2"]}, "/warm_start/1", "named by their ids"),
         ({"name": "Not A Name"}, "/name", "a-z"),
         ({}, "/name", "required"),
         ([1], "", "JSON object"),

@@ -155,6 +155,24 @@ def test_page_is_self_contained_and_escaped(run_dir: Path, tmp_path: Path) -> No
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
 
 
+def test_the_search_speaks_for_itself(run_dir: Path, tmp_path: Path) -> None:
+    attempt = RunDir(run_dir).claim(3)
+    rungs = [{"step": 30, "n": 8, "control": 3, "rho": 0.83, "low": 0.31, "high": 0.97}]
+    rungs += [{"step": 60, "n": 2, "control": 1, "rho": None, "low": None, "high": None}]
+    point = {"trial_id": "trl_0", "number": 0, "params": _point(2.0), "values": {"win_rate": 0.66, "margin": 0.4321}}
+    lineage = [{"trial_id": "trl_0", "number": 0, "from": 0, "to": 77, "params": _point(2.0)}]
+    warm = {"sources": ["swp-7"], "trials": 41}
+    told = {"rungs": rungs, "pareto": [point], "lineage": lineage, "warm_start": warm}
+    attempt.publish_result({**(read_story(run_dir).result or {}), "attempt": 3, **told})
+    facts = report_json(read_story(run_dir))
+    assert {key: facts[key] for key in told} == told
+    page = _Page()
+    page.feed(write_report(read_story(run_dir), facts, tmp_path)[0].read_text(encoding="utf-8"))
+    told_of = ("0.83 (0.31 to 0.97, n = 8)", "unknown (n = 2", "0.4321", "Lineage of the best", "41 trials", "swp-7")
+    for shown in told_of:
+        assert shown in page.text
+
+
 def test_figures_hold_every_curve(run_dir: Path, tmp_path: Path) -> None:
     story = read_story(run_dir)
     html = write_report(story, report_json(story), tmp_path)[0].read_text(encoding="utf-8")

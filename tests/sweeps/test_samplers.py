@@ -84,6 +84,7 @@ def test_a_sampler_asks_the_same_in_any_order_and_after_a_restart(sampler: dict[
         ({"sampler": "cmaes", "objective": ["accuracy", "margin"]}, "sampler", "use tpe or nsga2"),
         ({"sampler": "gp", "objective": ["accuracy", "margin"]}, "sampler", "use tpe or nsga2"),
         ({"sampler": "random", "warm_start": ["swp-1"]}, "warm_start", "use tpe or gp"),
+        ({"warm_start": [".."]}, "warm_start.0", "pattern"),
         ({"sampler": "grid"}, "sampler.points", "give space.gamma_beta_ratio.step"),
         ({"objective": ["accuracy", "margin"], "scheduler": "asha"}, "scheduler", "compares trials by one number"),
         ({"objective": ["accuracy", "accuracy"]}, "objective", "twice"),

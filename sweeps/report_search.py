@@ -1,0 +1,72 @@
+"""What a search says of itself (`sweeps.search_facts`), as tables for people. Light."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+FACTS = ("rungs", "pareto", "lineage", "warm_start")
+"""Keys of result.json that are told; each is there where the search has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A titled table."""
+
+    title: str
+    note: str
+    head: list[str]
+    rows: list[list[Any]]
+
+
+def panels(facts: Mapping[str, Any]) -> list[Panel]:
+    """Those that the facts of a result have something for."""
+    made = [_rungs(facts.get("rungs") or ()), _pareto(facts.get("pareto") or ()), _lineage(facts.get("lineage") or ())]
+    learnt = facts.get("warm_start")
+    if learnt:
+        note = f"The sampler had learnt from {learnt['trials']} trials of earlier sweeps."
+        made.append(Panel(title="Warm start", note=note, head=["sweep"], rows=[[name] for name in learnt["sources"]]))
+    return [panel for panel in made if panel.rows]
+
+
+def correlation(row: Mapping[str, Any]) -> str:
+    """`0.83 (0.31 to 0.97, n = 8)`, or why there is none."""
+    if row["rho"] is None:
+        return f"unknown (n = {row['n']}: too few trials that nothing could stop, or all equal)"
+    return f"{row['rho']:.2f} ({row['low']:.2f} to {row['high']:.2f}, n = {row['n']})"
+
+
+def _rungs(rows: Sequence[Mapping[str, Any]]) -> Panel:
+    return Panel(
+        title="Rungs",
+        note="How well the order at a rung foretells the final one: Spearman's rank correlation, 95 % interval, over "
+        "complete trials that no cut-off could have stopped. Raise scheduler.control_group for more of them.",
+        head=["step", "rank correlation with the end", "of the control group"],
+        rows=[[row["step"], correlation(row), row["control"]] for row in rows],
+    )
+
+
+def _pareto(rows: Sequence[Mapping[str, Any]]) -> Panel:
+    metrics, params = _keys(rows, "values"), _keys(rows, "params")
+    return Panel(
+        title="Pareto front",
+        note="No other trial is better in one objective without being worse in another.",
+        head=["#", *metrics, *params],
+        rows=[
+            [row["number"], *(row["values"].get(m) for m in metrics), *(row["params"].get(p) for p in params)]
+            for row in rows
+        ],
+    )
+
+
+def _lineage(rows: Sequence[Mapping[str, Any]]) -> Panel:
+    params = _keys(rows, "params")
+    return Panel(
+        title="Lineage of the best",
+        note="Population-based training: each stretch of steps went on from the checkpoint of the one above.",
+        head=["#", "from step", "to step", *params],
+        rows=[[row["number"], row["from"], row["to"], *(row["params"].get(key) for key in params)] for row in rows],
+    )
+
+
+def _keys(rows: Sequence[Mapping[str, Any]], part: str) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row[part]))
