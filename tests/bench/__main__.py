@@ -16,6 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.readme import RESULTS, markdown, record, recorded, write
+
 ROOT = Path(__file__).parents[2]
 LOSS_BAR, GRADIENT_BAR, BFLOAT16_BAR = 1e-6, 1e-5, 2e-3
 """Of the float32 loss and gradients against a plain, unpadded forward, and of bfloat16 losses against float32."""
@@ -70,6 +72,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, help="only the first so many pairs of each sample (a quick look)")
     parser.add_argument("--repeats", type=int, default=2, help="timed passes; the least time of each step counts")
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--write", action="store_true", help="record the figures and put their table into README.md")
     args = parser.parse_args()
     every = GPU_CASES if args.gpu else CASES
     cases = [case for case in every if args.only is None or args.only in case.name]
@@ -95,7 +98,39 @@ def main() -> int:
         console.print(f"[red]below the bar[/red] {line}")
     if args.json:
         args.json.write_text(json.dumps({"exact": exact, "cases": results}, indent=1) + "\n")
+    if args.write:
+        kept = recorded("step") if (RESULTS / "step.json").exists() else {"cases": {}}
+        figures = {"exact": exact, "cases": {**kept["cases"], **_without_losses(results)}}
+        record("step", figures)
+        write("step", step_table(figures))
     return 1 if missed else 0
+
+
+def step_table(figures: dict[str, Any]) -> str:
+    """README's table of the step: one row a case, also of those that were never run."""
+    rows = []
+    for case in (*CASES, *GPU_CASES):
+        arms = figures["cases"].get(case.name)
+        if arms is None:
+            rows.append([case.name, "not run", "", "", ""])
+            continue
+        ours, stock = arms["ours"], arms[case.arms[0]]
+        ratios = ", ".join(
+            f"{row['seconds_per_step'] / ours['seconds_per_step']:.1f}x {arm}"
+            for arm, row in arms.items()
+            if arm != "ours"
+        )
+        memory = ours["bytes_above_model"]
+        share = f"{memory / stock['bytes_above_model']:.2f} ({memory / 2**20:.0f} MB)"
+        rows.append([case.name, ratios, f"{ours['pairs_per_s']:.2f}", f"{floor_share(ours):.0%}", share])
+    return markdown(["case", "TRL takes", "ours, pairs/s", "of the floor", "memory, ours / TRL"], rows)
+
+
+def _without_losses(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        case: {arm: {key: value for key, value in row.items() if key != "losses"} for arm, row in arms.items()}
+        for case, arms in results.items()
+    }
 
 
 def floor_share(figures: dict[str, Any]) -> float:

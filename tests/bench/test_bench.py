@@ -2,8 +2,9 @@
 
 import pytest
 
-from tests.bench.__main__ import CASES, GPU_CASES, Case, _missed_by, floor_share
+from tests.bench.__main__ import CASES, GPU_CASES, Case, _missed_by, floor_share, step_table
 from tests.bench.lengths import LONG, SAMPLES, SHAPES, SHORT, floor_flops, random_pairs
+from tests.bench.readme import in_readme, recorded
 
 pytestmark = pytest.mark.quick
 
@@ -45,3 +46,7 @@ def test_a_missed_bar_is_named() -> None:
         "short: 50% of the floor, bar 60%",
         "short: 0.50 of trl's memory, bar 0.33",
     ]
+
+
+def test_readme_shows_the_recorded_step() -> None:
+    assert in_readme("step") == step_table(recorded("step")), "run python -m tests.bench --write"
