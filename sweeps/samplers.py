@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from simpo.errors import ConfigError
 from sweeps.search_spec import CmaEs, Gp, Grid, Nsga2, Qmc, Tpe
+from sweeps.sharp_tpe import sharpen
 from sweeps.spaces import Choice, IntRange, LogFloatRange, Range, Scalar, grid_points
 from sweeps.spec import SweepSpec
 
@@ -40,15 +41,15 @@ def optuna_sampler(spec: SweepSpec, number: int, *, conditional: bool) -> optuna
     seed, sampler = seed_of(spec, number), spec.sampler
     with _quiet():
         if isinstance(sampler, Tpe):
-            return optuna.samplers.TPESampler(
+            tpe = optuna.samplers.TPESampler(
                 n_startup_trials=sampler.startup_trials,
                 multivariate=True,
                 constant_liar=True,
                 seed=seed,
                 group=conditional,
                 n_ei_candidates=sampler.candidates,
-                prior_weight=None if sampler.prior_weight == 1.0 else sampler.prior_weight,
             )
+            return tpe if sampler.sharpness == 1.0 else sharpen(tpe, sampler.sharpness)
         if isinstance(sampler, Gp):
             return optuna.samplers.GPSampler(
                 seed=seed, n_startup_trials=sampler.startup_trials, deterministic_objective=sampler.noiseless
@@ -111,10 +112,9 @@ def suggest(trial: optuna.trial.Trial, key: str, axis: BaseDistribution) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Options that Optuna calls experimental or going: held by the pin on its version, and by the tests."""
+    """Options that Optuna calls experimental: held by the pin on its version, and by the tests."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.simplefilter("ignore", FutureWarning)
         yield
 
 

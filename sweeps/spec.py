@@ -316,7 +316,7 @@ _LATER: Mapping[str, Any] = {
     "random_stratum": 0.0,
     "budget.total_steps": None,
     "sampler.candidates": 24,
-    "sampler.prior_weight": 1.0,
+    "sampler.sharpness": 1.0,
     "scheduler.control_group": 0.0,
     "space.*.when": None,
     "space.*.step": None,

@@ -157,7 +157,7 @@ def test_page_is_self_contained_and_escaped(run_dir: Path, tmp_path: Path) -> No
 
 def test_the_search_speaks_for_itself(run_dir: Path, tmp_path: Path) -> None:
     attempt = RunDir(run_dir).claim(3)
-    rungs = [{"step": 30, "n": 8, "control": 3, "rho": 0.83, "low": 0.31, "high": 0.97}]
+    rungs: list[dict[str, Any]] = [{"step": 30, "n": 8, "control": 3, "rho": 0.83, "low": 0.31, "high": 0.97}]
     rungs += [{"step": 60, "n": 2, "control": 1, "rho": None, "low": None, "high": None}]
     point = {"trial_id": "trl_0", "number": 0, "params": _point(2.0), "values": {"win_rate": 0.66, "margin": 0.4321}}
     lineage = [{"trial_id": "trl_0", "number": 0, "from": 0, "to": 77, "params": _point(2.0)}]

@@ -53,7 +53,7 @@ def _points(study: Study) -> list[dict[str, Any]]:
 
 
 SAMPLERS: list[dict[str, Any]] = [
-    {"type": "tpe", "startup_trials": 3, "candidates": 64, "prior_weight": 0.5},
+    {"type": "tpe", "startup_trials": 3, "candidates": 64, "sharpness": 3},
     {"type": "gp", "startup_trials": 9},
     {"type": "cmaes", "population": 4},
     {"type": "qmc"},
