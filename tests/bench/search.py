@@ -54,17 +54,18 @@ class Surface:
 
     def value(self, params: Mapping[str, Any]) -> float:
         """What a perfect measurement at full budget would read."""
-        off, beta = self._off(params), math.log10(params["beta"]) - self.beta
+        off, beta = self._off(params), math.log10(float(params["beta"])) - self.beta
         ratio = params["gamma_beta_ratio"] - self.ratio
-        return 0.72 - self.depth * _bowl(off / self.width * (1 if off < 0 else 2)) - 0.05 * beta**2 - 0.015 * ratio**2
+        rate = self.depth * _bowl(off / self.width * (1 if off < 0 else 2))
+        return 0.72 - rate - 0.05 * beta**2 - 0.015 * ratio**2
 
     def violation(self, params: Mapping[str, Any]) -> float:
         """Above 0 where models repeat themselves."""
         return self._off(params) - self.cliff
 
     def _off(self, params: Mapping[str, Any]) -> float:
-        beta = math.log10(params["beta"]) - self.beta
-        return math.log10(params["learning_rate"]) - self.rate - self.tilt * beta
+        beta = math.log10(float(params["beta"])) - self.beta
+        return math.log10(float(params["learning_rate"])) - self.rate - self.tilt * beta
 
     def outcome(self, ask: Ask, seed: int) -> Outcome:
         """A trial's end, obeying its cut-offs. The same seed and point measure the same."""
