@@ -55,9 +55,9 @@ class Surface:
     def value(self, params: Mapping[str, Any]) -> float:
         """What a perfect measurement at full budget would read."""
         off, beta = self._off(params), math.log10(float(params["beta"])) - self.beta
-        ratio = params["gamma_beta_ratio"] - self.ratio
+        ratio = float(params["gamma_beta_ratio"]) - self.ratio
         rate = self.depth * _bowl(off / self.width * (1 if off < 0 else 2))
-        return 0.72 - rate - 0.05 * beta**2 - 0.015 * ratio**2
+        return 0.72 - rate - 0.05 * beta * beta - 0.015 * ratio * ratio
 
     def violation(self, params: Mapping[str, Any]) -> float:
         """Above 0 where models repeat themselves."""
@@ -93,8 +93,8 @@ SURFACES = (
 )
 
 
-SAMPLER = {"type": "tpe", "sharpness": 3}
-"""The search under test, with ASHA's defaults."""
+SAMPLER = {"type": "tpe", "candidates": 12, "sharpness": 5}
+"""The search under test, with ASHA's defaults. Chosen on seeds 200 to 259, measured on 0 to 19."""
 CHANCE = 69
 """Trials that random search needs, median: ln 0.5 / ln 0.99, whatever the surface. So many seeds as we can afford
 measure it as 40 to 110."""
@@ -126,6 +126,11 @@ class Row:
         return median(arm.arrived for arm in self.search)
 
     @property
+    def measured(self) -> float:
+        """Of random search, median of these seeds: a noisy measurement of CHANCE."""
+        return median(arm.arrived for arm in self.chance)
+
+    @property
     def holds(self) -> bool:
         """Whether both bars are kept."""
         return self.trials <= TRIALS_BAR * CHANCE and self.infeasible_seeds == 0
@@ -139,11 +144,10 @@ class Row:
         """Of the printed table."""
         steps = [median(arm.steps for arm in arms) for arms in (self.search, self.chance)]
         infeasible = [sum(arm.infeasible for arm in arms) for arms in (self.search, self.chance)]
-        measured = median(arm.arrived for arm in self.chance)
         return [
             self.surface,
             f"{self.trials:g}",
-            f"{measured:g}",
+            f"{self.measured:g}",
             f"{CHANCE}: {self.trials / CHANCE:.2f}",
             *(f"{each:g}" for each in steps),
             f"{steps[1] / steps[0]:.1f}x",
@@ -203,7 +207,7 @@ def _walk(study: Study, surface: Surface, seed: int) -> Iterator[tuple[Ask, Outc
 
 def _bowl(distance: float) -> float:
     """Quadratic near 0, then linear: far from the optimum the value still tells the way."""
-    return distance**2 if abs(distance) < 1 else 2 * abs(distance) - 1
+    return distance * distance if abs(distance) < 1 else 2 * abs(distance) - 1
 
 
 def compare(seeds: Iterable[int], *, trials: int = LIMIT, surfaces: Iterable[Surface] = SURFACES) -> list[Row]:
@@ -242,10 +246,13 @@ def main() -> int:
         "random",
     ):
         table.add_column(head, justify="left" if head == "surface" else "right")
-    for row in rows:
+    everything = Row(
+        surface="all", search=[a for row in rows for a in row.search], chance=[a for row in rows for a in row.chance]
+    )
+    for row in (*rows, everything):
         table.add_row(*row.cells())
     Console(width=120).print(table)
-    return 0 if all(row.holds for row in rows) else 1
+    return 0 if all(row.holds for row in rows) and everything.trials <= TRIALS_BAR * everything.measured else 1
 
 
 if __name__ == "__main__":
