@@ -47,8 +47,8 @@ class Tpe(_Sampler):
     candidates: Annotated[int, Field(ge=1)] = 24
     """Points drawn from the good trials' density, of which the most promising is taken. More exploit more."""
     sharpness: Annotated[float, Field(ge=1, le=10)] = 1.0
-    """How much narrower than Optuna's a good trial's neighbourhood may be (`sweeps.sharp_tpe`). 3 finds a sharp optimum in
-    fewer trials; 1 is Optuna's own."""
+    """How much narrower than Optuna's a good trial's neighbourhood may be (`sweeps.sharp_tpe`). 1 is Optuna's own; 5
+    with 12 candidates finds a sharp optimum in fewer trials."""
 
 
 class Gp(_Sampler):
