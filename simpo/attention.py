@@ -32,6 +32,8 @@ PAIR = "simpo_pair"
 
 TILE_QUERIES = 128
 """Queries of a tile of a long pair: large enough to be fast, small enough to compute little above the diagonal."""
+KEPT_KEYS = 192
+"""Keys up to which a tile keeps its probabilities: those of long pairs would be a sixth of all that a step keeps."""
 MERGED = 160
 """A pair, or neighbouring pairs, of at most so many tokens in all are one tile: fewer calls outweigh the masked-out
 products."""
@@ -197,7 +199,7 @@ class _TiledAttention(torch.autograd.Function):
 
     Heads that share a key head are stacked along the rows, so grouped-query attention copies no keys. All tiles are one
     node of the graph: slices and concatenations that autograd knew of would each cost a pass over the whole row. The
-    probabilities are kept for the backward.
+    probabilities of tiles with few keys are kept for the backward, those of others are made again.
     """
 
     @staticmethod
@@ -210,13 +212,10 @@ class _TiledAttention(torch.autograd.Function):
         output = torch.empty(tokens, kv_heads, shared, width, dtype=query.dtype)
         kept = []
         for tile in tiles:
-            rows, columns = tile.bias_QM.shape
-            scores = torch.bmm(_tile_of(grouped, tile.queries, shared), _rows(key, tile.keys).transpose(1, 2))
-            scores.view(kv_heads, rows, shared, -1)[..., -columns:].add_(tile.bias_QM[:, None])
-            probabilities = torch.softmax(scores, dim=-1)  # float32 within, also for bfloat16 scores
+            probabilities = _probabilities(tile, grouped, key, shared)
             mixed = torch.bmm(probabilities, _rows(value, tile.keys))
-            output[tile.queries] = mixed.view(kv_heads, rows, shared, width).transpose(0, 1)
-            kept.append(probabilities)
+            output[tile.queries] = mixed.view(kv_heads, -1, shared, width).transpose(0, 1)
+            kept.append(probabilities if probabilities.shape[-1] <= KEPT_KEYS else probabilities.new_empty(0))
         ctx.save_for_backward(grouped, key, value, *kept)
         ctx.tiles, ctx.scale = tiles, scale
         return output.view(tokens, heads, width)
@@ -230,7 +229,8 @@ class _TiledAttention(torch.autograd.Function):
         grad_query = torch.empty(tokens, kv_heads, shared, width, dtype=key.dtype)
         grad_key, grad_value = (torch.zeros(key.shape, dtype=torch.float32) for _ in range(2))
         for tile, probabilities in zip(ctx.tiles, kept, strict=True):
-            rows = tile.queries.stop - tile.queries.start
+            if not probabilities.numel():
+                probabilities = _probabilities(tile, grouped, key, shared)
             queries = _tile_of(grouped, tile.queries, shared)
             grad_tile = _tile_of(grad, tile.queries, shared)
             _add(grad_value, tile.keys, torch.bmm(probabilities.transpose(1, 2), grad_tile))
@@ -239,9 +239,17 @@ class _TiledAttention(torch.autograd.Function):
             grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities, -1, key.dtype)
             _add(grad_key, tile.keys, torch.bmm(grad_scores.transpose(1, 2), queries))
             grad_tile = torch.bmm(grad_scores, _rows(key, tile.keys))
-            grad_query[tile.queries] = grad_tile.view(kv_heads, rows, shared, width).transpose(0, 1)
+            grad_query[tile.queries] = grad_tile.view(kv_heads, -1, shared, width).transpose(0, 1)
         grad_query = grad_query.mul_(ctx.scale).view(tokens, -1, width).transpose(0, 1)
         return grad_query, grad_key.to(key.dtype), grad_value.to(key.dtype), None, None
+
+
+def _probabilities(tile: Tile, grouped: Tensor, key: Tensor, shared: int) -> Tensor:
+    """(kv heads, Q * G, K): softmax of a tile's scores, float32 within, also for bfloat16 scores."""
+    rows, columns = tile.bias_QM.shape
+    scores = torch.bmm(_tile_of(grouped, tile.queries, shared), _rows(key, tile.keys).transpose(1, 2))
+    scores.view(len(key), rows, shared, -1)[..., -columns:].add_(tile.bias_QM[:, None])
+    return torch.softmax(scores, dim=-1)
 
 
 def _grouped(rows_THd: Tensor, kv_heads: int) -> Tensor:

@@ -112,7 +112,8 @@ def suggest(trial: optuna.trial.Trial, key: str, axis: BaseDistribution) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Options that Optuna calls experimental: held by the pin on its version, and by the tests."""
+    """Options that Optuna calls experimental."""
+    # They are held by the pin on Optuna's version, and by our tests.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield

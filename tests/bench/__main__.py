@@ -68,14 +68,15 @@ def main() -> int:
     """Run the cases, print the table, and say which bars were missed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--gpu", action="store_true", help="the cases for one large GPU instead")
-    parser.add_argument("--only", help="only cases whose name contains this")
+    parser.add_argument("--only", help="the case of this name, or the cases whose names contain it")
     parser.add_argument("--pairs", type=int, help="only the first so many pairs of each sample (a quick look)")
     parser.add_argument("--repeats", type=int, default=2, help="timed passes; the least time of each step counts")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--write", action="store_true", help="record the figures and put their table into README.md")
     args = parser.parse_args()
     every = GPU_CASES if args.gpu else CASES
-    cases = [case for case in every if args.only is None or args.only in case.name]
+    named = [case for case in every if case.name == args.only]
+    cases = named or [case for case in every if args.only is None or args.only in case.name]
     if not cases:
         print(f"--only: no case is named like {args.only!r}: {', '.join(c.name for c in every)}", file=sys.stderr)
         return 2
