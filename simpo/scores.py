@@ -15,7 +15,7 @@ from simpo.attention import PairLayout
 from simpo.errors import ConfigError
 from simpo.packing import MicroBatch
 
-TILE_ROWS = 512
+TILE_ROWS = 256
 """Least rows of a head tile (whole pairs are merged up to it): smaller products leave the processor idle."""
 SOFTMAX_ENTRIES = 2**18
 """Logits that are in float32 at one time on a CPU: they stay in its cache (4 times faster than 8 MB pieces)."""
