@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from simpo.errors import ConfigError
@@ -22,7 +21,7 @@ from sweeps.defaults import scores_answers, with_task_defaults
 from sweeps.faults import SpecError, faults_of
 from sweeps.search_spec import Asha, Objective, Sampler, Scheduler, Tpe
 from sweeps.spaces import Axis
-from sweeps.spec import Budget, Finals, Job, Parallel, SweepSpec, read_yaml, with_absolute_paths
+from sweeps.spec import Budget, Finals, Job, Parallel, SweepSpec, read_spec_file, with_absolute_paths
 from sweeps.strict import Strict, shorthand
 
 PAPER = ("sft", "rrhf", "slic", "dpo", "ipo", "cpo", "kto", "orpo", "rdpo", "simpo")
@@ -174,13 +173,6 @@ def parse_comparison(values: Any, *, source: str | None = None) -> ComparisonSpe
 
 def load_comparison(path: str | Path) -> ComparisonSpec:
     """A comparison from a .yaml, .yml or .json file; its local paths become absolute. Raises SpecError."""
-    path = Path(path)
-    try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError((("", f"cannot read the spec file ({error.strerror}): check the path"),), str(path)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError((("", f"not valid YAML or JSON: {' '.join(str(error).split())}"),), str(path)) from error
-    spec = parse_comparison(values, source=str(path))
+    spec = parse_comparison(read_spec_file(path), source=str(path))
     placed = with_absolute_paths(next(iter(spec.sweeps().values())))
     return spec.model_copy(update={key: getattr(placed, key) for key in ("base_model", "dataset", "judge")})

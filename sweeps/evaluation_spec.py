@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from simpo.errors import ConfigError
 from sweeps.faults import SpecError, faults_of
 from sweeps.gates import Gate, gate_for
-from sweeps.spec import SweepSpec, read_yaml
+from sweeps.spec import SweepSpec, read_spec_file
 from sweeps.strict import Strict
 
 
@@ -65,13 +64,7 @@ def parse_evaluation(values: Any, *, source: str | None = None) -> EvaluationSpe
 
 def load_evaluation(path: Path) -> EvaluationSpec:
     """An evaluation from a .json or .yaml file. Raises SpecError: no file, malformed text, faults."""
-    try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError((("", f"cannot read the file ({error.strerror}): check the path"),), str(path)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError((("", f"not valid YAML or JSON: {' '.join(str(error).split())}"),), str(path)) from error
-    return parse_evaluation(values, source=str(path))
+    return parse_evaluation(read_spec_file(path), source=str(path))
 
 
 def evaluation_hash(spec: EvaluationSpec) -> str:

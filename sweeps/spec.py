@@ -351,14 +351,18 @@ def parse_spec(values: Any, *, source: str | None = None) -> SweepSpec:
 
 def load_spec(path: str | Path) -> SweepSpec:
     """A spec from a .yaml, .yml or .json file. Raises SpecError: no file, malformed text (with the line), faults."""
+    return parse_spec(read_spec_file(path), source=str(path))
+
+
+def read_spec_file(path: str | Path) -> Any:
+    """Values of a .yaml, .yml or .json file. Raises SpecError: no file, malformed text (with the line)."""
     path = Path(path)
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
+        return read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError((("", f"cannot read the spec file ({error.strerror}): check the path"),), str(path)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError((("", f"not valid YAML or JSON: {' '.join(str(error).split())}"),), str(path)) from error
-    return parse_spec(values, source=str(path))
 
 
 def with_absolute_paths(spec: SweepSpec) -> SweepSpec:
