@@ -16,13 +16,12 @@ from simpo.evaluation.controls import (
     MIN_JUDGED,
     PER_KIND,
     Control,
-    ControlResult,
     State,
     check_controls,
     faults_of,
     make_controls,
 )
-from simpo.evaluation.judged import JudgedWinRate, judge_mixed, judge_with_controls
+from simpo.evaluation.judged import JudgedWinRate, Trust, judge_mixed, judge_with_controls
 from simpo.evaluation.verdicts import (
     Both,
     Comparison,
@@ -57,31 +56,14 @@ class AnswerSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """How the finalists were told apart."""
+class Choice(Trust):
+    """How the finalists were told apart. INVALID: the order of the search decides instead."""
 
     standings: Standings
-    counts: JudgeCounts
-    control_counts: JudgeCounts
-    controls: tuple[ControlResult, ...]
-    reasons: tuple[str, ...]
-    """Why it is not followed; empty when it is."""
-
-    @property
-    def state(self) -> State:
-        """INVALID: the order of the search decides instead."""
-        return "INVALID" if self.reasons else "VALID"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {
-            "state": self.state,
-            "reasons": list(self.reasons),
-            "standings": self.standings.as_dict(),
-            "counts": self.counts.as_dict(),
-            "control_counts": self.control_counts.as_dict(),
-            "controls": [each.as_dict() for each in self.controls],
-        }
+        return {**super().as_dict(), "standings": self.standings.as_dict()}
 
 
 @dataclass(frozen=True, kw_only=True)

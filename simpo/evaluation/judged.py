@@ -20,7 +20,35 @@ from simpo.evaluation.verdicts import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedWinRate:
+class Trust:
+    """What says whether a judge's figures may be believed."""
+
+    counts: JudgeCounts
+    """Of the real pairs."""
+    control_counts: JudgeCounts
+    """Of the controls."""
+    controls: tuple[ControlResult, ...]
+    reasons: tuple[str, ...]
+    """Why the figures are INVALID; empty when they are VALID."""
+
+    @property
+    def state(self) -> State:
+        """INVALID: the figures may be looked at, and nothing may be decided on them."""
+        return "INVALID" if self.reasons else "VALID"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "state": self.state,
+            "reasons": list(self.reasons),
+            "counts": self.counts.as_dict(),
+            "control_counts": self.control_counts.as_dict(),
+            "controls": [each.as_dict() for each in self.controls],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedWinRate(Trust):
     """A win rate and all that it rests on."""
 
     judge: JudgeIdentity
@@ -28,29 +56,13 @@ class JudgedWinRate:
     """Of answer_a over answer_b: mean preference over both orders. None: nothing could be judged."""
     preferences: tuple[float | None, ...]
     """By pair; None where it is missing."""
-    counts: JudgeCounts
-    """Of the real pairs."""
-    control_counts: JudgeCounts
-    """Of the controls."""
-    controls: tuple[ControlResult, ...]
-    reasons: tuple[str, ...]
-    """Why the evaluation is INVALID; empty when it is VALID."""
-
-    @property
-    def state(self) -> State:
-        """INVALID: the figures may be looked at, and nothing may be promoted on them."""
-        return "INVALID" if self.reasons else "VALID"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, without the single preferences."""
         return {
-            "state": self.state,
-            "reasons": list(self.reasons),
+            **super().as_dict(),
             "judge": self.judge.as_dict(),
             "win_rate": None if self.win_rate is None else self.win_rate.as_dict(),
-            "counts": self.counts.as_dict(),
-            "control_counts": self.control_counts.as_dict(),
-            "controls": [each.as_dict() for each in self.controls],
         }
 
 
