@@ -24,7 +24,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from simpo.attention_cuda import HeadShape, VarlenLayout, usable_kernel, varlen_attention
-from simpo.attention_windows import WindowTile, window_tiles, windowed_attention
+from simpo.attention_windows import WindowTile, add_to, rows_of, window_tiles, windowed_attention
 from simpo.packing import MicroBatch, Segment
 
 PAIR = "simpo_pair"
@@ -173,21 +173,15 @@ def _bias(visible: Tensor) -> Tensor:
     return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, float("-inf"))
 
 
-def _rows(tokens: Tensor, ranges: tuple[slice, ...]) -> Tensor:
-    """Some ranges of (heads, T, d), one after another."""
-    parts = [tokens[:, rows] for rows in ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
 def _fused(tile: Tile, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """(heads, Q, d) of one tile by torch's fused kernel."""
-    keys = _rows(key, tile.keys)
+    keys = rows_of(key, tile.keys)
     unmasked = keys.shape[1] - tile.bias_QM.shape[1]
     mask = nn.functional.pad(tile.bias_QM, (unmasked, 0)).to(query.dtype)
     return scaled_dot_product_attention(
         query[None, :, tile.queries],
         keys[None],
-        _rows(value, tile.keys)[None],
+        rows_of(value, tile.keys)[None],
         attn_mask=mask,
         scale=scale,
         enable_gqa=query.shape[0] != key.shape[0],
@@ -213,7 +207,7 @@ class _TiledAttention(torch.autograd.Function):
         kept = []
         for tile in tiles:
             probabilities = _probabilities(tile, grouped, key, shared)
-            mixed = torch.bmm(probabilities, _rows(value, tile.keys))
+            mixed = torch.bmm(probabilities, rows_of(value, tile.keys))
             output[tile.queries] = mixed.view(kv_heads, -1, shared, width).transpose(0, 1)
             kept.append(probabilities if probabilities.shape[-1] <= KEPT_KEYS else probabilities.new_empty(0))
         ctx.save_for_backward(grouped, key, value, *kept)
@@ -233,12 +227,12 @@ class _TiledAttention(torch.autograd.Function):
                 probabilities = _probabilities(tile, grouped, key, shared)
             queries = _tile_of(grouped, tile.queries, shared)
             grad_tile = _tile_of(grad, tile.queries, shared)
-            _add(grad_value, tile.keys, torch.bmm(probabilities.transpose(1, 2), grad_tile))
-            grad_probabilities = torch.bmm(grad_tile, _rows(value, tile.keys).transpose(1, 2))
+            add_to(grad_value, tile.keys, torch.bmm(probabilities.transpose(1, 2), grad_tile))
+            grad_probabilities = torch.bmm(grad_tile, rows_of(value, tile.keys).transpose(1, 2))
             # softmax: ds = p * (dp - sum_k p dp), float32 within
             grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities, -1, key.dtype)
-            _add(grad_key, tile.keys, torch.bmm(grad_scores.transpose(1, 2), queries))
-            grad_tile = torch.bmm(grad_scores, _rows(key, tile.keys))
+            add_to(grad_key, tile.keys, torch.bmm(grad_scores.transpose(1, 2), queries))
+            grad_tile = torch.bmm(grad_scores, rows_of(key, tile.keys))
             grad_query[tile.queries] = grad_tile.view(kv_heads, -1, shared, width).transpose(0, 1)
         grad_query = grad_query.mul_(ctx.scale).view(tokens, -1, width).transpose(0, 1)
         return grad_query, grad_key.to(key.dtype), grad_value.to(key.dtype), None, None
@@ -247,7 +241,7 @@ class _TiledAttention(torch.autograd.Function):
 def _probabilities(tile: Tile, grouped: Tensor, key: Tensor, shared: int) -> Tensor:
     """(kv heads, Q * G, K): softmax of a tile's scores, float32 within, also for bfloat16 scores."""
     rows, columns = tile.bias_QM.shape
-    scores = torch.bmm(_tile_of(grouped, tile.queries, shared), _rows(key, tile.keys).transpose(1, 2))
+    scores = torch.bmm(_tile_of(grouped, tile.queries, shared), rows_of(key, tile.keys).transpose(1, 2))
     scores.view(len(key), rows, shared, -1)[..., -columns:].add_(tile.bias_QM[:, None])
     return torch.softmax(scores, dim=-1)
 
@@ -262,13 +256,6 @@ def _grouped(rows_THd: Tensor, kv_heads: int) -> Tensor:
 
 def _tile_of(grouped: Tensor, queries: slice, shared: int) -> Tensor:
     return grouped[:, queries.start * shared : queries.stop * shared]
-
-
-def _add(total: Tensor, ranges: tuple[slice, ...], part: Tensor) -> None:
-    """Add (heads, K, d) to the keys it belongs to."""
-    at = 0
-    for rows in ranges:
-        total[:, rows] += part[:, at : (at := at + rows.stop - rows.start)]
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

@@ -86,7 +86,7 @@ class _WindowedAttention(torch.autograd.Function):
         output = query.new_empty(tokens, heads, width)
         for tile in tiles:
             probabilities, _ = _probabilities(tile, query, key, scale, softcap)
-            mixed = torch.bmm(probabilities.to(value.dtype), _rows(value, tile.keys))
+            mixed = torch.bmm(probabilities.to(value.dtype), rows_of(value, tile.keys))
             output[tile.queries] = mixed.view(heads, -1, width).transpose(0, 1)
         ctx.save_for_backward(query, key, value)
         ctx.settings = tiles, scale, softcap
@@ -102,16 +102,16 @@ class _WindowedAttention(torch.autograd.Function):
         for tile in tiles:
             probabilities, bent = _probabilities(tile, query, key, scale, softcap)
             grad = _stacked(grads[0].transpose(0, 1)[:, tile.queries], len(key))
-            _add(grad_value, tile.keys, torch.bmm(probabilities.to(grad.dtype).transpose(1, 2), grad))
+            add_to(grad_value, tile.keys, torch.bmm(probabilities.to(grad.dtype).transpose(1, 2), grad))
             # softmax: ds = p * (dp - sum_k p dp); soft cap: ds * (1 - tanh^2); float32
-            rise = torch.bmm(grad, _rows(value, tile.keys).transpose(1, 2)).float()
+            rise = torch.bmm(grad, rows_of(value, tile.keys).transpose(1, 2)).float()
             grad_scores = probabilities * (rise - (probabilities * rise).sum(-1, keepdim=True))
             if bent is not None:
                 grad_scores *= 1 - bent * bent
             grad_scores = grad_scores.mul_(scale).to(key.dtype)
-            grad_query[:, tile.queries] = torch.bmm(grad_scores, _rows(key, tile.keys)).view(heads, -1, width)
+            grad_query[:, tile.queries] = torch.bmm(grad_scores, rows_of(key, tile.keys)).view(heads, -1, width)
             queries = _stacked(query[:, tile.queries], len(key))
-            _add(grad_key, tile.keys, torch.bmm(grad_scores.transpose(1, 2), queries))
+            add_to(grad_key, tile.keys, torch.bmm(grad_scores.transpose(1, 2), queries))
         return grad_query, grad_key.to(key.dtype), grad_value.to(key.dtype), None, None, None
 
 
@@ -120,7 +120,7 @@ def _probabilities(
 ) -> tuple[Tensor, Tensor | None]:
     """(softmax of the scores, tanh(score / softcap) if there is a soft cap), (kv heads, G * Q, K), float32."""
     kv_heads = len(key)
-    scores = torch.bmm(_stacked(query[:, tile.queries], kv_heads), _rows(key, tile.keys).transpose(1, 2)).float()
+    scores = torch.bmm(_stacked(query[:, tile.queries], kv_heads), rows_of(key, tile.keys).transpose(1, 2)).float()
     scores = scores.mul_(scale)
     bent = None
     if softcap is not None:
@@ -135,13 +135,13 @@ def _stacked(query: Tensor, kv_heads: int) -> Tensor:
     return query.reshape(kv_heads, -1, query.shape[-1])
 
 
-def _rows(tokens: Tensor, ranges: tuple[slice, ...]) -> Tensor:
+def rows_of(tokens: Tensor, ranges: tuple[slice, ...]) -> Tensor:
     """Some ranges of (heads, T, d), one after another."""
     parts = [tokens[:, rows] for rows in ranges]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _add(total: Tensor, ranges: tuple[slice, ...], part: Tensor) -> None:
+def add_to(total: Tensor, ranges: tuple[slice, ...], part: Tensor) -> None:
     """Add (heads, K, d) to the keys it belongs to."""
     at = 0
     for rows in ranges:
