@@ -4,9 +4,10 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 
 from simpo.errors import SimPOError
@@ -22,6 +23,9 @@ from sweeps.report import read_story, report_json, write_report
 from sweeps.run_dir import Record, RunDir, read_result
 from sweeps.spec import SweepSpec, load_spec, parse_spec, with_absolute_paths
 from sweeps.stopping import Stopped
+
+if TYPE_CHECKING:
+    from sweeps.judges import JudgeAccess
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 
@@ -63,9 +67,8 @@ def run(
 ) -> None:
     """Run a sweep. In a directory that holds earlier attempts it goes on where they ended."""
     wanted = load_spec(spec)
-    run_dir, made = RunDir(out), not out.exists()
-    if not run_dir.spec_path.exists() or run_dir.spec_path.resolve() != spec.resolve():
-        run_dir.write_spec(with_absolute_paths(wanted).model_dump(mode="json"))
+    made = not out.exists()
+    run_dir = _placed(out, spec, with_absolute_paths(wanted))
     try:
         _drive(run_dir, attempt, ray_address, public_judge, reference_store, quiet)
     except SimPOError:
@@ -84,9 +87,8 @@ def compare(
 ) -> None:
     """Tune several methods under one budget and say which is best. Started again with the same spec it goes on."""
     wanted = load_comparison(spec)
-    run_dir, made = RunDir(out), not out.exists()
-    if not run_dir.spec_path.exists() or run_dir.spec_path.resolve() != spec.resolve():
-        run_dir.write_spec(wanted.model_dump(mode="json"))
+    made = not out.exists()
+    run_dir = _placed(out, spec, wanted)
     try:
         _compare(run_dir.root, ray_address, public_judge, quiet)
     except SimPOError:
@@ -106,17 +108,12 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Compare one checkpoint with another under a gate: more prompts while it is INCONCLUSIVE, up to its cap."""
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch brings OpenMP in, as for a sweep
+    _let_waiting_threads_sleep()
     from sweeps.evaluate import run_evaluation  # noqa: PLC0415  # lazy: torch takes seconds, --help must not
-    from sweeps.judges import JudgeAccess  # noqa: PLC0415  # lazy: the same
 
     wanted = load_evaluation(spec)
-    run_dir, console = RunDir(out), Console(quiet=quiet)
-    if not run_dir.spec_path.exists() or run_dir.spec_path.resolve() != spec.resolve():
-        run_dir.write_spec(wanted.model_dump(mode="json"))
-    access = JudgeAccess.of(wanted.sweep.judge, os.environ, public_only=public_judge)
-    for name in access.keys:
-        del os.environ[name]
+    run_dir, console = _placed(out, spec, wanted), Console(quiet=quiet)
+    access = _access(wanted.sweep.judge, public_judge)
 
     def show(record: Record) -> None:
         console.print(f"{record['type']}: {record['message']}", highlight=False, markup=False, soft_wrap=True)
@@ -173,15 +170,11 @@ def _drive(
     references: Path | None,
     quiet: bool,
 ) -> None:
-    # Before torch brings OpenMP in: threads that wait must sleep, not spin, or neighbours on the machine stall us.
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    _let_waiting_threads_sleep()
     from sweeps.driver import run_attempt  # noqa: PLC0415  # lazy: torch and ray take seconds, --help must not
-    from sweeps.judges import JudgeAccess  # noqa: PLC0415  # lazy: the same
 
     spec = parse_spec(run_dir.read_spec(), source=str(run_dir.spec_path))
-    access = JudgeAccess.of(spec.judge, os.environ, public_only=public_judge)
-    for name in access.keys:  # read here, handed on in memory: Ray and the trials, our children, do not inherit a key
-        del os.environ[name]
+    access = _access(spec.judge, public_judge)
     if number is None and any(read_result(other) is not None for other in run_dir.attempts()):
         raise SimPOError("this sweep has its result already: see `python -m sweeps show`", str(run_dir.root))
     console = Console(quiet=quiet)
@@ -211,14 +204,33 @@ def _drive(
 
 
 def _compare(root: Path, ray_address: str | None, public_judge: bool, quiet: bool) -> None:
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch brings OpenMP in, as for a sweep
-    from sweeps.judges import JudgeAccess  # noqa: PLC0415  # lazy: torch takes seconds, --help must not
-
-    access = JudgeAccess.of(read_comparison(root).judge, os.environ, public_only=public_judge)
-    for name in access.keys:
-        del os.environ[name]
+    _let_waiting_threads_sleep()
+    access = _access(read_comparison(root).judge, public_judge)
     threads = len(os.sched_getaffinity(0))
     run_compare(root, ray_address=ray_address, threads=threads, access=access, quiet=quiet)
+
+
+def _placed(out: Path, source: Path, wanted: BaseModel) -> RunDir:
+    """The run directory with the spec in it; a spec that is read from its own place stays as it is."""
+    run_dir = RunDir(out)
+    if not run_dir.spec_path.exists() or run_dir.spec_path.resolve() != source.resolve():
+        run_dir.write_spec(wanted.model_dump(mode="json"))
+    return run_dir
+
+
+def _let_waiting_threads_sleep() -> None:
+    """Before torch brings OpenMP in: threads that wait must sleep, not spin, or neighbours on the machine stall us."""
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def _access(judge: Any, public_judge: bool) -> "JudgeAccess":
+    """The judge's keys, read here and handed on in memory: Ray and the trials, our children, do not inherit a key."""
+    from sweeps.judges import JudgeAccess  # noqa: PLC0415  # lazy: torch takes seconds, --help must not
+
+    access = JudgeAccess.of(judge, os.environ, public_only=public_judge)
+    for name in access.keys:
+        del os.environ[name]
+    return access
 
 
 def _plan(spec: SweepSpec) -> str:
