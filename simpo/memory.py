@@ -75,7 +75,8 @@ def activation_bytes_per_token(config: Any, keys: float, itemsize: int, *, fused
 
     Of one layer, with h the width, i the inner width of the MLP, q and k the widths of all query and key heads, s bytes
     of a number: two norms keep their float32 input and, for the linear layers, their output (2 (4h + 2sh)); attention
-    its q, k, v and output (s (2q + 2k)), and its probabilities unless a fused kernel makes them again (s heads keys);
+    its q, k, v and output (s (2q + 2k)), and its probabilities unless a fused kernel makes them again (s heads keys: an
+    upper bound, for long pairs make most of theirs again on a CPU too);
     the MLP gate, silu(gate), up and their product (4si). Gemma's two further norms and norms of heads are left out:
     they are a few per cent.
     """
