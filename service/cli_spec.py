@@ -7,7 +7,8 @@ import typer
 import yaml
 
 from service.cli_session import UserError
-from sweeps.spec import PRACTICE, read_yaml
+from sweeps.spec import PRACTICE
+from sweeps.yaml_text import read_yaml
 
 
 def read_spec(file: Path, overrides: list[str]) -> dict[str, Any]:

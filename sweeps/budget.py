@@ -2,8 +2,9 @@
 
 import time
 from dataclasses import dataclass
+from math import ceil
 
-from sweeps.search_spec import Asha, Grid, Median, Pbt
+from sweeps.search_spec import Asha, Grid, Halving, Median, Pbt
 from sweeps.spaces import grid_size
 from sweeps.spec import SweepSpec
 from sweeps.stratum import stratum_size
@@ -15,11 +16,13 @@ class BudgetPlan:
 
     trials: int
     """Most trials that will start."""
+    points: int
+    """Of those, the ones that start from the base; the others go on from their checkpoints (halving, pbt)."""
     steps: int
     """Optimiser steps of a trial at full budget."""
     rung_steps: tuple[int, ...]
     """Steps at which a trial is compared with its predecessors, rising, all below `steps`. Population-based training:
-    the ends of all generations but the last."""
+    where trials go on as others, the ends of all generations but the last."""
     window: int
     """Trial i is asked when trials 0 to i - window have been told; as long as the sweep where nobody waits."""
     most_steps: int
@@ -38,6 +41,7 @@ def plan_budget(spec: SweepSpec) -> BudgetPlan:
     """The plan of a valid spec."""
     steps, trials = spec.budget.steps, spec.budget.trials
     rungs: tuple[int, ...] = ()
+    points: int | None = None
     most = likely = float(trials * steps)
     scheduler = spec.scheduler
     if isinstance(spec.sampler, Grid):
@@ -54,11 +58,17 @@ def plan_budget(spec: SweepSpec) -> BudgetPlan:
         random = stratum_size(trials, spec.random_stratum)
         each = sum(share * (end - start) for share, start, end in zip(alive, starts, ends, strict=True))
         likely = random * steps + (trials - random) * each
+    elif isinstance(scheduler, Halving):
+        rungs = tuple(round(share * steps) for share in scheduler.rungs)
+        most, further = _halved(trials, rungs, steps, scheduler, stratum_size(trials, spec.random_stratum))
+        likely, points, trials = most, trials, trials + further
     elif isinstance(scheduler, Pbt):
         rungs = tuple(round(steps * (past + 1) / scheduler.generations) for past in range(scheduler.generations - 1))
         most = likely = float(scheduler.population * steps)
+        points = scheduler.population
     return BudgetPlan(
         trials=trials,
+        points=points or trials,
         steps=steps,
         rung_steps=rungs,
         # Twice the trials at once: while one slow trial is held back, the others still find work.
@@ -67,6 +77,20 @@ def plan_budget(spec: SweepSpec) -> BudgetPlan:
         likely_steps=round(min(likely, spec.budget.total_steps or likely)),
         wall_clock_s=spec.budget.wall_clock_s,
     )
+
+
+def _halved(points: int, rungs: tuple[int, ...], steps: int, halving: Halving, random: int) -> tuple[float, int]:
+    """Optimiser steps of successive halving, and the trials that go on from others."""
+    # The control group is the seed's affair, give or take one, and may share members with the random ones: its places
+    # are counted as well as its steps.
+    competing, further = points - random, 0
+    total = float((random + ceil(halving.control_group * points)) * steps)
+    for start, end in zip((0, *rungs), (*rungs, steps), strict=True):
+        if start and competing:
+            competing = max(1, int(competing / halving.reduction_factor))
+            further += competing
+        total += competing * (end - start)
+    return total, further
 
 
 class WallClock:

@@ -111,7 +111,7 @@ class _Attempt:
             ledger = Ledger(self.attempt, self.spec, prepared, self.clock)
             self.pulse.counts, self.pulse.pids = ledger.counts, lambda: set(ledger.pids)
             with self.clock.enter("searching"):
-                self._phase("searching", 0.0, f"searching: {self.spec.budget.trials} trials")
+                self._phase("searching", 0.0, f"searching: {ledger.study.plan.trials} trials")
                 try:
                     if engine is None:
                         self._search(ledger, trials_at_once)
@@ -179,7 +179,7 @@ class _Attempt:
             _EndTheSearch(self.stop),
             workers_per_trial=workers,
             trials_at_once=trials_at_once,
-            trials=self.spec.budget.trials,
+            trials=ledger.study.plan.trials,
         )
         with self.stop.deferred():
             tuner.fit()

@@ -1,6 +1,6 @@
-"""Population-based training (Jaderberg et al. 2017): who of a generation goes on, from whose checkpoint, with what.
+"""Schedulers whose trials go on from others' checkpoints: who of a generation goes on, from whose, with what.
 
-A pure function of spec and results: see `sweeps.search_spec.Pbt` for the rule.
+Pure functions of spec and results: see `sweeps.search_spec.Pbt` and `Halving` for the rules.
 """
 
 from collections.abc import Mapping
@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from simpo.errors import ConfigError
 from sweeps.samplers import seed_of
-from sweeps.search_spec import Pbt
+from sweeps.search_spec import Halving, Pbt
 from sweeps.spaces import FloatRange, IntRange, LogFloatRange, Scalar
 from sweeps.spec import SweepSpec
 
@@ -29,15 +28,20 @@ class Heir:
 def heirs(
     spec: SweepSpec, generation: int, params: Mapping[int, Mapping[str, Any]], values: Mapping[int, float]
 ) -> list[Heir]:
-    """The generation after `generation`, in order of members; empty when nobody survived.
+    """The generation after `generation`: of pbt in order of members, of halving the best first; empty when nobody
+    survived.
 
-    params: by number, of the whole generation. values: by number, of those that reached its end within the
+    params: by number, of all in the generation who compete. values: by number, of those that reached its end within the
     constraints; of equals the first is the better one.
     """
-    pbt = _pbt(spec)
     ranked = sorted(values, key=lambda number: (-spec.objective.sign * values[number], number))
     if not ranked:
         return []
+    if isinstance(spec.scheduler, Halving):
+        places = max(1, int(len(params) / spec.scheduler.reduction_factor))
+        return [Heir(parent=number, params=dict(params[number])) for number in ranked[:places]]
+    pbt = spec.scheduler
+    assert isinstance(pbt, Pbt)
     count = max(1, int(pbt.replace * pbt.population))
     best, survivors = ranked[:count], set(ranked[: max(count, len(ranked) - count)])
     following = []
@@ -51,16 +55,9 @@ def heirs(
     return following
 
 
-def generation_end(spec: SweepSpec, generation: int) -> int:
-    """The step at which a generation, from 0, is measured."""
-    pbt = _pbt(spec)
-    return round(spec.budget.steps * (generation + 1) / pbt.generations)
-
-
-def _pbt(spec: SweepSpec) -> Pbt:
-    if not isinstance(spec.scheduler, Pbt):
-        raise ConfigError("only pbt has generations", "scheduler")
-    return spec.scheduler
+def in_generations(spec: SweepSpec) -> bool:
+    """Whether trials of this search go on from others' checkpoints."""
+    return isinstance(spec.scheduler, Halving | Pbt)
 
 
 def _perturbed(spec: SweepSpec, pbt: Pbt, params: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Scalar]:

@@ -3,7 +3,8 @@
 rungs      for each rung: Spearman's rank correlation of its values with the final ones, over complete trials that no
            cut-off could have stopped (the control group, the random stratum, and whoever was asked before cut-offs)
 pareto     with several objectives: the trials that no other beats, best first objective first
-lineage    after population-based training: the winner's ancestors, with the hyperparameters of each stretch of steps
+lineage    where trials went on from others (halving, pbt): the winner's ancestors, with the hyperparameters of each
+           stretch of steps
 warm_start what the sampler had learnt from
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 
 from scipy.stats import rankdata
 
+from sweeps.generations import in_generations
 from sweeps.ledger import Ended, Ledger
 
 LEAST = 4
@@ -31,7 +33,7 @@ def search_facts(ledger: Ledger) -> dict[str, Any]:
     if spec.warm_start:
         facts["warm_start"] = {"sources": list(spec.warm_start), "trials": ledger.study.lessons}
     best = ledger.study.best()
-    if spec.scheduler.type == "pbt" and best is not None:
+    if in_generations(spec) and best is not None:
         facts["lineage"] = lineage(ledger.ended, best)
     return facts
 
@@ -41,7 +43,7 @@ def rung_order(trials: Sequence[Ended], steps: Sequence[int]) -> list[dict[str, 
 
     None for what too few trials, or equal values, leave open.
     """
-    unstopped = [trial for trial in trials if trial.outcome.state == "COMPLETE" and not trial.ask.cutoffs]
+    unstopped = [trial for trial in trials if _unstopped(trial)]
     rows = []
     for step in steps:
         seen = [trial for trial in unstopped if step in trial.outcome.rungs]
@@ -50,6 +52,10 @@ def rung_order(trials: Sequence[Ended], steps: Sequence[int]) -> list[dict[str, 
         row = {"step": step, "n": len(seen), "control": sum(trial.ask.control for trial in seen)}
         rows.append({**row, **rank_correlation(early, final)})
     return rows
+
+
+def _unstopped(trial: Ended) -> bool:
+    return trial.outcome.state == "COMPLETE" and not trial.ask.cutoffs and trial.ask.parent is None
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> dict[str, float | None]:

@@ -160,6 +160,18 @@ class Median(_Scheduler):
     """Trials that must have reached a rung before it stops anybody."""
 
 
+class Halving(_Scheduler):
+    """Synchronous successive halving (Jamieson and Talwalkar 2016): all trials train to the first rung, the best
+    1/reduction_factor of them go on from their checkpoints to the next one, as trials of their own, and so on. The most
+    is got out of a budget; whoever is ready waits for the others at each rung. budget.trials counts the points; control
+    group and random stratum go to full budget at once and take nobody's place."""
+
+    type: Literal["halving"]
+    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.3)
+    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    """Of the trials at a rung one in so many goes on, at least one; fitting rungs are so many times apart."""
+
+
 class Pbt(Strict):
     """Population-based training (Jaderberg et al. 2017) in generations: trial n belongs to generation
     n // population, trains its share of the steps and is measured; then the worst members go on from the checkpoint of
@@ -198,8 +210,8 @@ class Objective(Strict):
 
 
 Sampler = Annotated[Tpe | Gp | CmaEs | Qmc | RandomSearch | Grid | Nsga2, Field(discriminator="type")]
-Scheduler = Annotated[Asha | Median | Pbt | NoScheduler, Field(discriminator="type")]
-TAGS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "asha", "median", "pbt", "none")
+Scheduler = Annotated[Asha | Median | Halving | Pbt | NoScheduler, Field(discriminator="type")]
+TAGS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "asha", "median", "halving", "pbt", "none")
 """Names of the members of these unions."""
 
 

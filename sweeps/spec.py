@@ -22,9 +22,21 @@ from sweeps.defaults import PRACTICE as PRACTICE
 from sweeps.defaults import scores_answers, with_task_defaults
 from sweeps.faults import SpecError, faults_of
 from sweeps.judges_spec import JudgeSpec, RewardModel
-from sweeps.search_spec import Asha, NoScheduler, Objective, RandomSearch, Sampler, Scheduler, Tpe, check_search
+from sweeps.search_spec import (
+    Asha,
+    Halving,
+    NoScheduler,
+    Objective,
+    Pbt,
+    RandomSearch,
+    Sampler,
+    Scheduler,
+    Tpe,
+    check_search,
+)
 from sweeps.spaces import Axis, Scalar, check_space
 from sweeps.strict import Strict, shorthand
+from sweeps.yaml_text import read_yaml
 
 
 class Dataset(Strict):
@@ -237,10 +249,12 @@ class SweepSpec(Job):
             steps=self.budget.steps,
             warm=bool(self.warm_start),
         )
-        if self.scheduler.type == "pbt" and self.mode == "asynchronous":
-            raise ConfigError("pbt waits for whole generations: use deterministic", "mode")
-        if self.scheduler.type == "pbt" and self.budget.total_steps is not None:
-            raise ConfigError("pbt takes population * steps, no more and no less: leave it out", "budget.total_steps")
+        if isinstance(self.scheduler, Halving | Pbt):
+            name = self.scheduler.type
+            if self.mode == "asynchronous":
+                raise ConfigError(f"{name} waits for whole generations: use deterministic", "mode")
+            if self.budget.total_steps is not None:
+                raise ConfigError(f"the steps of {name} follow from its trials: leave it out", "budget.total_steps")
         if self.random_stratum and (self.scheduler.type == "pbt" or self.sampler.type == "grid"):
             chosen = "pbt" if self.scheduler.type == "pbt" else "grid"
             raise ConfigError(f"{chosen} lays down every trial's point beforehand: set it to 0", "random_stratum")
@@ -381,17 +395,3 @@ def with_absolute_paths(spec: SweepSpec) -> SweepSpec:
     return spec.model_copy(
         update={"base_model": located(spec.base_model), "dataset": dataset, "judge": judge, "warm_start": warm}
     )
-
-
-def read_yaml(text: str) -> Any:
-    """Values of a YAML or JSON document; 2e-5 is a number. Raises yaml.YAMLError, whose text has the line."""
-    return yaml.load(text, Loader=_Yaml)
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-5 as text; every other reader of numbers, and JSON, reads a number."""
-
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)

@@ -7,12 +7,13 @@ No Ray in here. Three rules make the search a pure function of (spec, results), 
 * A trial's cut-offs are computed when it is asked, from the trials told by then, and travel with it.
 
 So a resumed search that is fed the recorded results asks the same questions again. In the mode `asynchronous` nobody
-waits: an ask knows what has been completed by then, in the order of completion. Population-based training waits for
-whole generations.
+waits: an ask knows what has been completed by then, in the order of completion. Where trials go on from others'
+checkpoints (halving, pbt), a generation waits for the whole of the one before.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
@@ -22,7 +23,7 @@ from optuna.trial import TrialState
 
 from simpo.methods import METHODS
 from sweeps.budget import BudgetPlan, plan_budget
-from sweeps.generations import Heir, generation_end, heirs
+from sweeps.generations import Heir, heirs, in_generations
 from sweeps.outcome import Ask as Ask
 from sweeps.outcome import Lesson as Lesson
 from sweeps.outcome import Outcome as Outcome
@@ -31,7 +32,7 @@ from sweeps.outcome import State as State
 from sweeps.outcome import honest
 from sweeps.pareto import fronts
 from sweeps.samplers import distribution, lies_in, optuna_sampler, planned_point, seed_of, suggest
-from sweeps.search_spec import Asha, Median, Pbt
+from sweeps.search_spec import Asha, Halving, Median, Pbt
 from sweeps.spaces import Choice, FloatRange, IntRange, LogFloatRange, Scalar, holds
 from sweeps.spec import SweepSpec
 from sweeps.stratum import in_stratum, stratum_size
@@ -64,7 +65,8 @@ class Study:
         self._open: dict[int, optuna.trial.Trial] = {}
         self._ended: list[int] = []
         self._told: list[int] = []
-        self._heirs: dict[int, list[Heir]] = {}
+        self._heirs: list[list[Heir]] = []  # by generation, from the second
+        self._starts = [0, self.plan.points]  # number of the first trial of each generation, and of the next one
         self.lessons = sum([self._learn(lesson) for lesson in lessons])
         self._spent = False
 
@@ -133,13 +135,12 @@ class Study:
 
     def wanted(self) -> set[int]:
         """Numbers of trials whose checkpoints may still be asked for by a later generation."""
-        if not isinstance(self.spec.scheduler, Pbt):
-            return set()
-        size = self.spec.scheduler.population
+        parents = {heir.parent for member, heir in self._descendants() if member not in self.outcomes}
+        last = len(self._starts) - 2  # of which nobody knows yet who goes on
         return {
             number
             for number, ask in self.asks.items()
-            if ask.until is not None and any(n not in self.outcomes for n in _members(number // size + 1, size))
+            if ask.until is not None and (number in parents or self._generation(number) == last)
         }
 
     def close(self) -> None:
@@ -154,8 +155,10 @@ class Study:
             known = len(self._told) + more
             return self._ended if known <= len(self._ended) else range(number)
         first = number - self.plan.window + 1
-        if isinstance(self.spec.scheduler, Pbt):
-            first = number - number % self.spec.scheduler.population
+        if in_generations(self.spec):
+            start = self._starts[self._generation(number)]
+            # Of its own generation pbt knows nothing: its first points are drawn, the others inherited.
+            first = start if start or isinstance(self.spec.scheduler, Pbt) else first
         return range(max(0, first, len(self._told) + more))
 
     def _know(self, needed: Sequence[int]) -> bool:
@@ -167,20 +170,22 @@ class Study:
         return True
 
     def _extinct(self, number: int) -> bool:
-        """Whether nobody is left whom trial `number` could go on from."""
-        scheduler = self.spec.scheduler
-        if not isinstance(scheduler, Pbt) or number == 0 or number % scheduler.population:
+        """Whether nobody is left whom trial `number`, the first of a generation, could go on from."""
+        if not in_generations(self.spec) or number < self._starts[-1]:
             return False
-        generation = number // scheduler.population - 1
-        members, end = _members(generation, scheduler.population), generation_end(self.spec, generation)
+        generation = len(self._starts) - 2
+        if generation == len(self.plan.rung_steps):
+            return True  # it was the last
+        competing = [n for n in range(*self._starts[-2:]) if self.asks[n].until is not None]
         values = {
             member: _value(outcome)
-            for member in members
-            if (outcome := self.outcomes[member]).state == "PRUNED" and outcome.step == end
+            for member in competing
+            if (outcome := self.outcomes[member]).state == "PRUNED" and outcome.step == self.asks[member].until
         }
-        points = {member: self.asks[member].params for member in members}
-        self._heirs[generation + 1] = heirs(self.spec, generation, points, values)
-        return not self._heirs[generation + 1]
+        following = heirs(self.spec, generation, {n: self.asks[n].params for n in competing}, values)
+        self._heirs.append(following)
+        self._starts.append(number + len(following))
+        return not following
 
     def _affords(self, number: int) -> bool:
         """Whether trial `number` fits into the steps of the whole search if it and all that run go to full budget."""
@@ -189,7 +194,7 @@ class Study:
         return total is None or taken + (number + 1 - len(self._told)) * self.plan.steps <= total
 
     def _ask(self, number: int) -> Ask:
-        random = in_stratum(number, self.spec.random_stratum)
+        random = in_stratum(number, self.spec.random_stratum) and not self._generation(number)
         if random:
             self.optuna.sampler = optuna.samplers.RandomSampler(seed=seed_of(self.spec, number))
         else:
@@ -217,7 +222,7 @@ class Study:
             params={**self._constants, **trial.params},
             cutoffs={} if random or control else self._cutoffs(),
             control=control,
-            **self._descent(number),
+            **self._descent(number, free=random or control),
         )
         self.asks[number] = ask
         return ask
@@ -236,27 +241,33 @@ class Study:
         return {} if in_stratum(number, self.spec.random_stratum) else planned_point(self.spec, number)
 
     def _heir(self, number: int) -> Heir | None:
-        if not isinstance(self.spec.scheduler, Pbt) or number < self.spec.scheduler.population:
-            return None
-        generation, member = divmod(number, self.spec.scheduler.population)
-        return self._heirs[generation][member]
+        generation = self._generation(number)
+        return self._heirs[generation - 1][number - self._starts[generation]] if generation else None
 
-    def _descent(self, number: int) -> dict[str, Any]:
-        """The fields of an ask that only population-based training has."""
-        if not isinstance(self.spec.scheduler, Pbt):
+    def _generation(self, number: int) -> int:
+        """From 0; that of the next one's first trial where nobody knows yet how many it has."""
+        return min(bisect_right(self._starts, number) - 1, len(self._starts) - 1) if in_generations(self.spec) else 0
+
+    def _descendants(self) -> Iterator[tuple[int, Heir]]:
+        for start, generation in zip(self._starts[1:], self._heirs, strict=False):
+            yield from enumerate(generation, start)
+
+    def _descent(self, number: int, *, free: bool) -> dict[str, Any]:
+        """The fields of an ask that only generations have."""
+        if not in_generations(self.spec) or free:
             return {}
-        generation, heir = number // self.spec.scheduler.population, self._heir(number)
-        last = generation + 1 == self.spec.scheduler.generations
+        generation, heir = self._generation(number), self._heir(number)
+        ends: tuple[int | None, ...] = (*self.plan.rung_steps, None)
         return {
             "parent": None if heir is None else heir.parent,
-            "start": generation_end(self.spec, generation - 1) if generation else 0,
-            "until": None if last else generation_end(self.spec, generation),
+            "start": (ends[generation - 1] or 0) if generation else 0,
+            "until": ends[generation],
         }
 
     def _in_control(self, number: int) -> bool:
         """Every 1/control_group-th trial, from a place that the seed chooses."""
         scheduler = self.spec.scheduler
-        if not isinstance(scheduler, Asha | Median):
+        if not isinstance(scheduler, Asha | Median | Halving) or self._generation(number):
             return False
         share, place = scheduler.control_group, seed_of(self.spec, 2**31) / 2**32
         return math.floor((number + 1) * share + place) > math.floor(number * share + place)
@@ -347,10 +358,6 @@ def _value(outcome: Outcome) -> float:
 def _values(spec: SweepSpec, outcome: Outcome) -> list[float]:
     """In the order of the objectives."""
     return [_value(outcome), *(outcome.others[objective.metric] for objective in spec.other_objectives)]
-
-
-def _members(generation: int, size: int) -> range:
-    return range(generation * size, (generation + 1) * size)
 
 
 def _counts_at(outcome: Outcome, step: int) -> bool:

@@ -1,6 +1,5 @@
 """Control groups, median stopping, generations, several objectives, earlier sweeps, a search where nobody waits."""
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -11,55 +10,17 @@ from sweeps.budget import WallClock, plan_budget
 from sweeps.generations import heirs
 from sweeps.leaderboard import leaderboard
 from sweeps.ledger import Ledger
-from sweeps.outcome import Ask, Lesson, Outcome, Replay
+from sweeps.outcome import Lesson, Outcome, Replay
 from sweeps.pareto import fronts
 from sweeps.run_dir import RunDir, read_journal
 from sweeps.search_facts import rank_correlation, rung_order, search_facts
-from sweeps.spec import SweepSpec, parse_spec
+from sweeps.spec import parse_spec
 from sweeps.study import Study
 from sweeps.trial import Assignment, Update
 from sweeps.warm_start import check_sources
+from tests.sweeps.toy_search import asks_of, search_spec, searched, trained, worth
 
 pytestmark = pytest.mark.quick
-
-
-def _spec(**changes: Any) -> SweepSpec:
-    body = {"name": "x", "objective": "accuracy", "constraints": {}, "scheduler": "none", "space": {"beta": 2.0}}
-    return parse_spec(body | {"budget": {"trials": 16, "steps": 100}} | changes)
-
-
-def _worth(params: Any) -> float:
-    return 1 - abs(float(params["gamma_beta_ratio"]) - 0.4)
-
-
-def _train(ask: Ask) -> Outcome:
-    """Obeys cut-offs and generations as a trial does; what is large in the margin is small in the accuracy."""
-    value, others = _worth(ask.params), {"margin": float(ask.params["gamma_beta_ratio"])}
-    if ask.until is not None:
-        return Outcome(state="PRUNED", step=ask.until, value=value, rungs={ask.until: value})
-    rungs: dict[int, float] = {}
-    for step in (25, 50):
-        rungs[step] = value + step / 1000
-        if rungs[step] < ask.cutoffs.get(step, -1):
-            return Outcome(state="PRUNED", step=step, value=rungs[step], rungs=rungs)
-    return Outcome(state="COMPLETE", step=100, value=value, rungs=rungs, others=others)
-
-
-def _run(study: Study, shuffle: int = 0, parallel: int = 4) -> Study:
-    order, live = random.Random(shuffle), list[Ask]()
-    while not study.finished:
-        while len(live) < parallel and (ask := study.ask()) is not None:
-            live.append(ask)
-        assert live or study.finished, "nobody runs, and nobody may start"
-        if live:
-            ask = live.pop(order.randrange(len(live)))
-            study.complete(ask.number, _train(ask))
-    study.close()
-    return study
-
-
-def _asks(study: Study) -> list[Ask]:
-    return [study.asks[number] for number in sorted(study.asks)]
 
 
 # -- rungs
@@ -67,18 +28,21 @@ def _asks(study: Study) -> list[Ask]:
 
 def test_a_control_group_is_never_stopped_and_the_seed_chooses_it() -> None:
     scheduler = {"type": "asha", "control_group": 0.25}
-    studies = [_run(Study(_spec(scheduler=scheduler, seed=seed))) for seed in range(3)]
-    groups = [{ask.number for ask in _asks(study) if ask.control} for study in studies]
+    studies = [searched(Study(search_spec(scheduler=scheduler, seed=seed))) for seed in range(3)]
+    groups = [{ask.number for ask in asks_of(study) if ask.control} for study in studies]
     assert all(len(group) == 4 for group in groups)
     assert len({frozenset(group) for group in groups}) > 1
     for study, group in zip(studies, groups, strict=True):
         assert all(study.outcomes[number].state == "COMPLETE" and not study.asks[number].cutoffs for number in group)
     assert any(outcome.state == "PRUNED" for study in studies for outcome in study.outcomes.values())
-    assert plan_budget(_spec(scheduler=scheduler)).likely_steps > plan_budget(_spec(scheduler="asha")).likely_steps
+    assert (
+        plan_budget(search_spec(scheduler=scheduler)).likely_steps
+        > plan_budget(search_spec(scheduler="asha")).likely_steps
+    )
 
 
 def test_median_stopping_compares_with_the_others_averages() -> None:
-    spec = _spec(scheduler={"type": "median", "startup_trials": 3}, parallel={"trials": 1})
+    spec = search_spec(scheduler={"type": "median", "startup_trials": 3}, parallel={"trials": 1})
     study = Study(spec)
     for number, (early, late) in enumerate([(0.2, 0.4), (0.6, 0.8), (0.1, 0.5), (0.3, 0.3)]):
         ask = study.ask()
@@ -107,8 +71,8 @@ PBT = {"scheduler": {"type": "pbt"}, "space": {}, "budget": {"trials": 16, "step
 
 
 def test_generations_wait_for_each_other_and_descend_from_the_best() -> None:
-    study = _run(Study(_spec(**PBT)), shuffle=3)
-    asks = _asks(study)
+    study = searched(Study(search_spec(**PBT)), shuffle=3)
+    asks = asks_of(study)
     assert [ask.until for ask in asks] == [25] * 4 + [50] * 4 + [75] * 4 + [None] * 4
     assert [ask.start for ask in asks] == [0] * 4 + [25] * 4 + [50] * 4 + [75] * 4
     for generation in range(1, 4):
@@ -120,18 +84,18 @@ def test_generations_wait_for_each_other_and_descend_from_the_best() -> None:
             assert ask.parent == (best if own == worst else own)
             changed = {key for key in ask.params if ask.params[key] != asks[ask.parent].params[key]}
             assert changed <= ({"learning_rate", "beta"} if own == worst else set())
-    assert [_asks(_run(Study(_spec(**PBT)), shuffle=n, parallel=n)) for n in (1, 2)] == [asks, asks]
+    assert [asks_of(searched(Study(search_spec(**PBT)), shuffle=n, parallel=n)) for n in (1, 2)] == [asks, asks]
     assert {study.outcomes[number].state for number in range(12, 16)} == {"COMPLETE"}
 
 
 def test_a_resumed_population_is_the_same() -> None:
-    whole = _run(Study(_spec(**PBT)))
+    whole = searched(Study(search_spec(**PBT)))
     for known in (3, 6, 8, 13):
         replay = {
             n: Replay(params=whole.asks[n].params, outcome=None if n == known - 1 else whole.outcomes[n])
             for n in range(known)
         }
-        assert _asks(_run(Study(_spec(**PBT), replay), shuffle=known)) == _asks(whole)
+        assert asks_of(searched(Study(search_spec(**PBT), replay), shuffle=known)) == asks_of(whole)
 
 
 def test_perturbed_values_stay_on_their_axes() -> None:
@@ -139,7 +103,7 @@ def test_perturbed_values_stay_on_their_axes() -> None:
         "learning_rate": {"type": "log_float", "low": 1e-4, "high": 1.1e-4},
         "beta": {"type": "int", "low": 2, "high": 8, "step": 2},
     }
-    spec = _spec(**{**PBT, "space": space})
+    spec = search_spec(**{**PBT, "space": space})
     params = {number: {"learning_rate": 1.05e-4, "beta": 8, "gamma_beta_ratio": 0.5} for number in range(4)}
     seen = [heir for g in range(30) for heir in heirs(spec, g, params, {0: 0.9})[1:]]
     assert {heir.parent for heir in seen} == {0}
@@ -148,7 +112,7 @@ def test_perturbed_values_stay_on_their_axes() -> None:
 
 
 def test_a_population_that_died_ends_the_search() -> None:
-    study = Study(_spec(**PBT))
+    study = Study(search_spec(**PBT))
     for _ in range(4):
         ask = study.ask()
         assert ask is not None
@@ -158,7 +122,7 @@ def test_a_population_that_died_ends_the_search() -> None:
 
 
 def test_the_books_keep_the_checkpoints_that_heirs_may_want(tmp_path: Path) -> None:
-    ledger = Ledger(RunDir(tmp_path).claim(1), _spec(**PBT), tmp_path / "prepared", WallClock(None))
+    ledger = Ledger(RunDir(tmp_path).claim(1), search_spec(**PBT), tmp_path / "prepared", WallClock(None))
     told: dict[int, Assignment] = {}
 
     def end(number: int) -> None:
@@ -166,7 +130,7 @@ def test_the_books_keep_the_checkpoints_that_heirs_may_want(tmp_path: Path) -> N
         kept = Path(assignment.directory) / ("final" if assignment.until is None else f"rung-{assignment.until:06d}")
         kept.mkdir(parents=True)
         final = str(kept) if assignment.until is None else None
-        outcome = _train(ledger.study.asks[number])
+        outcome = trained(ledger.study.asks[number])
         ledger.end(number, Update(kind="end", step=outcome.step, outcome=outcome, checkpoint=final))
 
     for number in range(16):
@@ -199,23 +163,23 @@ def test_fronts_are_peeled_one_after_another() -> None:
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
 def test_several_objectives_end_in_a_front(sampler: str) -> None:
-    spec = _spec(objective=["accuracy", {"metric": "margin", "goal": "maximize"}], sampler=sampler)
+    spec = search_spec(objective=["accuracy", {"metric": "margin", "goal": "maximize"}], sampler=sampler)
     assert (spec.scheduler.type, spec.objective.metric) == ("none", "accuracy"), "nothing is stopped unless asked for"
     assert parse_spec(spec.model_dump(mode="json")) == spec
-    study = _run(Study(spec))
+    study = searched(Study(spec))
     ratios = [float(study.asks[number].params["gamma_beta_ratio"]) for number in study.front()]
     assert ratios == sorted(ratios), "best accuracy first; each one beyond it has more margin"
-    assert min(ratios) == min(r for ask in _asks(study) if (r := float(ask.params["gamma_beta_ratio"])) >= 0.4)
+    assert min(ratios) == min(r for ask in asks_of(study) if (r := float(ask.params["gamma_beta_ratio"])) >= 0.4)
     assert {trial.number for trial in study.optuna.best_trials} == set(study.front())
-    assert _asks(_run(Study(spec), shuffle=9)) == _asks(study)
+    assert asks_of(searched(Study(spec), shuffle=9)) == asks_of(study)
 
 
 def test_a_leaderboard_of_several_objectives_has_fronts(tmp_path: Path) -> None:
-    spec = _spec(objective=["accuracy", "margin"], budget={"trials": 5, "steps": 100})
+    spec = search_spec(objective=["accuracy", "margin"], budget={"trials": 5, "steps": 100})
     ledger = Ledger(RunDir(tmp_path).claim(1), spec, tmp_path / "prepared", WallClock(None))
     for number in range(5):
         assert ledger.next() is not None
-        ledger.end(number, Update(kind="end", step=100, outcome=_train(ledger.study.asks[number])))
+        ledger.end(number, Update(kind="end", step=100, outcome=trained(ledger.study.asks[number])))
     rows = leaderboard(list(ledger.ended.values()), spec.objective, None, spec.other_objectives)
     assert [row["number"] for row in rows] == ledger.study.ranked()
     assert [row["front"] for row in rows] == sorted(row["front"] for row in rows)
@@ -224,7 +188,7 @@ def test_a_leaderboard_of_several_objectives_has_fronts(tmp_path: Path) -> None:
 
 
 def test_a_missing_second_value_fails_the_trial() -> None:
-    study = Study(_spec(objective=["accuracy", "margin"]))
+    study = Study(search_spec(objective=["accuracy", "margin"]))
     study.ask()
     study.complete(0, Outcome(state="COMPLETE", step=100, value=0.5, others={"margin": float("nan")}))
     assert study.outcomes[0].state == "FAILED"
@@ -234,21 +198,23 @@ def test_a_missing_second_value_fails_the_trial() -> None:
 
 
 def test_an_asynchronous_search_never_waits_and_learns_in_order_of_completion() -> None:
-    study = Study(_spec(mode="asynchronous", parallel={"trials": 2}, sampler={"type": "tpe", "startup_trials": 2}))
+    study = Study(
+        search_spec(mode="asynchronous", parallel={"trials": 2}, sampler={"type": "tpe", "startup_trials": 2})
+    )
     asks = [study.ask() for _ in range(16)]
     assert all(asks) and study.ask() is None
-    other = Study(_spec(mode="asynchronous", scheduler="asha", parallel={"trials": 2}))
+    other = Study(search_spec(mode="asynchronous", scheduler="asha", parallel={"trials": 2}))
     first = [other.ask() for _ in range(6)]
     for ask in reversed(first[1:5]):
         assert ask is not None
-        other.complete(ask.number, _train(ask))
+        other.complete(ask.number, trained(ask))
     later = other.ask()
     assert later is not None and 25 in later.cutoffs, "trial 0 still runs, and nobody waits for it"
     assert [trial.state.name for trial in other.optuna.trials[:2]] == ["RUNNING", "COMPLETE"]
     for ask in (first[0], first[5], later):
         assert ask is not None
-        other.complete(ask.number, _train(ask))
-    _run(other)
+        other.complete(ask.number, trained(ask))
+    searched(other)
     assert len(other.outcomes) == 16
     assert all(trial.state.is_finished() for trial in other.optuna.trials)
 
@@ -258,14 +224,14 @@ def test_an_asynchronous_search_never_waits_and_learns_in_order_of_completion() 
 
 def _earlier(root: Path, name: str, **changes: Any) -> Ledger:
     run = RunDir(root / name)
-    spec = _spec(**changes)
+    spec = search_spec(**changes)
     run.write_spec(spec.model_dump(mode="json"))
     (root / name / "prepared").mkdir(parents=True)
     (root / name / "prepared" / "rungs.safetensors").write_bytes(b"rows")
     ledger = Ledger(run.claim(1), spec, root / name / "prepared", WallClock(None))
     for number in range(spec.budget.trials):
         assert ledger.next() is not None
-        ledger.end(number, Update(kind="end", step=100, outcome=_train(ledger.study.asks[number])))
+        ledger.end(number, Update(kind="end", step=100, outcome=trained(ledger.study.asks[number])))
     return ledger
 
 
@@ -274,12 +240,12 @@ def test_an_earlier_sweep_teaches_the_sampler(tmp_path: Path) -> None:
     wide = _earlier(tmp_path, "swp-2", warm_start=["swp-1"], sampler={"type": "tpe", "startup_trials": 10})
     assert wide.study.lessons == 16
     assert search_facts(wide)["warm_start"] == {"sources": ["swp-1"], "trials": 16}
-    untaught = _spec(warm_start=[], sampler={"type": "tpe", "startup_trials": 10})
+    untaught = search_spec(warm_start=[], sampler={"type": "tpe", "startup_trials": 10})
     point = Study(untaught).ask()
     assert point is not None and wide.study.asks[0].params != point.params, (
         "no random start: the estimator knows already"
     )
-    assert wide.study.asks[0].params not in [ask.params for ask in _asks(first.study)], "nor the earlier sweep again"
+    assert wide.study.asks[0].params not in [ask.params for ask in asks_of(first.study)], "nor the earlier sweep again"
     narrow = {"gamma_beta_ratio": {"type": "float", "low": 0.0, "high": 0.5}, "beta": 2.0}
     some = _earlier(tmp_path, "swp-3", warm_start=[str(tmp_path / "swp-1")], space=narrow)
     assert 0 < some.study.lessons < 16, "what lies outside the space is left out"
@@ -291,7 +257,7 @@ def test_a_successor_learns_what_the_first_attempt_learnt(tmp_path: Path) -> Non
     (tmp_path / "swp-1" / "spec.json").unlink()
     again = Ledger(first.attempt.run.claim(2), first.spec, tmp_path / "swp-2" / "prepared", WallClock(None))
     assert again.next() is None
-    assert _asks(again.study) == _asks(first.study)
+    assert asks_of(again.study) == asks_of(first.study)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +274,7 @@ def test_a_successor_learns_what_the_first_attempt_learnt(tmp_path: Path) -> Non
 def test_what_cannot_be_compared_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     _earlier(tmp_path, "swp-1", budget={"trials": 4, "steps": 100})
     with pytest.raises(ConfigError, match=words) as caught:
-        check_sources(_spec(**{"warm_start": ["swp-1"], **changes}), RunDir(tmp_path / "here"))
+        check_sources(search_spec(**{"warm_start": ["swp-1"], **changes}), RunDir(tmp_path / "here"))
     assert caught.value.field == "warm_start.0"
 
 
@@ -322,7 +288,7 @@ def test_other_held_out_rows_are_refused(tmp_path: Path) -> None:
 def test_infeasible_lessons_keep_their_violation() -> None:
     broken = Outcome(state="INFEASIBLE", step=25, value=0.9, rungs={25: 0.9}, constraints={"repetition": 0.2})
     point: dict[str, Any] = {"learning_rate": 1e-4, "beta": 2.0, "gamma_beta_ratio": 0.3}
-    study = Study(_spec(), lessons=[Lesson(params=point, outcome=broken)])
+    study = Study(search_spec(), lessons=[Lesson(params=point, outcome=broken)])
     assert study.optuna.trials[0].constraints == {"repetition": 0.2}
     assert rung_order([], (25,)) == [{"step": 25, "n": 0, "control": 0, "rho": None, "low": None, "high": None}]
 
@@ -332,7 +298,7 @@ def test_infeasible_lessons_keep_their_violation() -> None:
 
 def test_the_share_of_infeasible_proposals_falls() -> None:
     """Learning rates above 1e-3 collapse: more than a third of the space. The search learns to keep away."""
-    spec = _spec(
+    spec = search_spec(
         space={"learning_rate": {"type": "log_float", "low": 1e-5, "high": 1e-2}, "beta": 2.0},
         constraints={"repetition": "<=0.3"},
         budget={"trials": 60, "steps": 100},
@@ -344,7 +310,7 @@ def test_the_share_of_infeasible_proposals_falls() -> None:
         state, told = ("INFEASIBLE", 0.5) if broken else ("COMPLETE", -0.2)
         study.complete(
             ask.number,
-            Outcome(state=state, step=100, value=_worth(ask.params), constraints={"repetition": told}),  # type: ignore[arg-type]
+            Outcome(state=state, step=100, value=worth(ask.params), constraints={"repetition": told}),  # type: ignore[arg-type]
         )
     broken_at = [number for number, outcome in study.outcomes.items() if outcome.state == "INFEASIBLE"]
     assert sum(number < 20 for number in broken_at) >= 4
