@@ -4,7 +4,7 @@ SQLite locks by BEGIN IMMEDIATE (Store.write), PostgreSQL by SELECT FOR UPDATE; 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 
 from service import events
 from service.auth import Caller
-from service.errors import Conflict, NotFound, illegal_transition
+from service.errors import Conflict, NotFound, illegal_transition, invalid
 from service.ids import new_id, submission_id
 from service.models import EVALUATION, Attempt, Deployment, Sweep, Trial
+from service.models_data import Dataset, DatasetUse
 from service.states import LIVE, MOVES, TRIAL_OVER, AttemptState, State, TrialState, allowed_verbs
 
 PREFIXES: Mapping[str, str] = {"sweep": "swp", "run": "run", EVALUATION: "evl"}
@@ -35,6 +36,8 @@ class Order:
     """The SweepSpec, or EvaluationSpec, to execute."""
     spec_hash: str
     """Of the plan."""
+    datasets: Mapping[str, str] = field(default_factory=dict)
+    """train, eval -> id of the uploaded dataset behind it, where it is one."""
 
 
 def check_name(session: Session, order: Order) -> None:
@@ -65,9 +68,20 @@ def create_sweep(session: Session, order: Order, caller: Caller, now: datetime) 
         created_at=now,
     )
     session.add(sweep)
+    session.flush()
+    for role, dataset_id in order.datasets.items():
+        _hold_dataset(session, dataset_id, role)
+        session.add(DatasetUse(sweep_id=sweep.id, role=role, dataset_id=dataset_id))
     events.append(session, sweep, "job.queued", "Accepted.", {"name": order.name}, now=now, actor=caller.key_id)
     session.flush()
     return sweep
+
+
+def _hold_dataset(session: Session, dataset_id: str, role: str) -> None:
+    """Lock a dataset, so that it is not deleted between the look at it and this sweep. Raises Invalid (422)."""
+    found = session.scalar(select(Dataset).where(Dataset.id == dataset_id).with_for_update())
+    if found is None or found.state == "DELETED":
+        raise invalid([(f"/dataset/{role}", f"there is no dataset {dataset_id}")])
 
 
 def name_taken(kind: str, name: str, existing: str) -> Conflict:
