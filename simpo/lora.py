@@ -77,9 +77,7 @@ class LoraLinear(nn.Linear):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         self.scale = config.alpha / config.rank
-        drawn = nn.init.kaiming_uniform_(
-            torch.empty(config.rank, self.in_features), a=math.sqrt(5), generator=generator
-        )
+        drawn = _drawn((config.rank, self.in_features), generator)
         self.lora_A = nn.Parameter(drawn.to(base.weight.device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, config.rank, device=base.weight.device))
 
@@ -116,6 +114,14 @@ class Adapter:
                 digest.update(f"{name} {tuple(rounded.shape)}\n".encode())
                 digest.update(rounded.view(torch.int16).numpy().data)
         return digest.hexdigest()
+
+    @torch.no_grad()
+    def redraw(self, seed: int) -> None:
+        """First weights of another seed than `config.seed`, in place: A is drawn anew, B is 0."""
+        generator = torch.Generator().manual_seed(seed)
+        for _, layer in self._layers():
+            layer.lora_A.copy_(_drawn(layer.lora_A.shape, generator))
+            layer.lora_B.zero_()
 
     def manifest(self) -> dict[str, Any]:
         """What a checkpoint must say of it: the settings, and the base that it belongs to."""
@@ -169,6 +175,11 @@ class Adapter:
 
     def _weights(self) -> dict[str, nn.Parameter]:
         return {name: weight for name, weight in self.model.named_parameters() if _is_adapter(name)}
+
+
+def _drawn(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """A, as PEFT starts it."""
+    return nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5), generator=generator)
 
 
 def _is_adapter(name: str) -> bool:

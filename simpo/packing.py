@@ -222,6 +222,15 @@ class PackedPlan:
         ids = self.order_SB[index].tolist()
         return self.pairs.crossed(ids, [*ids[1:], ids[0]])
 
+    def replicate(self, seed: int, number: int) -> "PackedPlan":
+        """The same pairs in as many batches, in another order: that of replicate `number` (from 1) of a seed.
+
+        It depends on nothing else, so that whoever trains again under it sees the same batches as the others.
+        """
+        steps, batch_pairs = self.order_SB.shape
+        order_SB = _order(np.random.default_rng([seed, number]), len(self.pairs), steps, batch_pairs)
+        return PackedPlan(self.pairs, order_SB, self.token_budget)
+
     def chosen_tokens(self, index: int) -> int:
         """Chosen tokens of the whole step `index`, over all workers."""
         return int(self.pairs.lengths_N3[self.order_SB[index], 1].sum())
@@ -264,8 +273,12 @@ def build_plan(
         raise DataError("no usable pairs are left to train on: see the counts of dropped rows")
     if batch_pairs > len(pairs):
         raise ConfigError(f"is {batch_pairs}, but only {len(pairs)} pairs are usable: lower it", "train.batch_pairs")
-    rng = np.random.default_rng(seed)
-    epochs = -(-steps * batch_pairs // len(pairs))
-    order = np.concatenate([rng.permutation(len(pairs)) for _ in range(epochs)])[: steps * batch_pairs]
     store = PairStore.of(pairs, chosen_only=chosen_only)
-    return PackedPlan(store, order.reshape(steps, batch_pairs).astype(np.int64), token_budget)
+    return PackedPlan(store, _order(np.random.default_rng(seed), len(pairs), steps, batch_pairs), token_budget)
+
+
+def _order(rng: np.random.Generator, pairs: int, steps: int, batch_pairs: int) -> Ints:
+    """(steps, batch_pairs): one permutation of all pairs after another, cut into batches."""
+    epochs = -(-steps * batch_pairs // pairs)
+    order = np.concatenate([rng.permutation(pairs) for _ in range(epochs)])[: steps * batch_pairs]
+    return order.reshape(steps, batch_pairs).astype(np.int64)

@@ -71,6 +71,17 @@ class Reference:
         """Interleaved sums (2B) of some pairs, in the order of a micro-batch."""
         return self.sums_N2[list(pair_ids)].reshape(-1)
 
+    def reordered(self, model: Any, plan: PackedPlan) -> "Reference":
+        """For the same pairs in another order: mismatched pairs are other ones there, and are scored again.
+
+        `model` is the reference model itself. Nothing is scored for a method that needs no mismatched pairs.
+        """
+        if self.mismatched_SB2 is None:
+            return self
+        scorer = _Scorer(model, plan.token_budget, None, 0)
+        crossed = [scorer.sums(plan.mismatched(index)) for index in range(plan.num_steps)]
+        return Reference(self.sums_N2, torch.stack(crossed), self.cost)
+
     def save(self, path: str | Path) -> None:
         """Write as one safetensors file, without the cost."""
         tensors = {"sums_N2": self.sums_N2.contiguous()}

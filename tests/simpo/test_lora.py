@@ -110,6 +110,13 @@ def test_a_new_adapter_changes_nothing_and_follows_its_seed(tiny_model: Build, r
     assert not torch.equal(drawn[0], drawn[2])
 
 
+def test_a_redrawn_adapter_is_a_new_one_of_that_seed(tiny_model: Build) -> None:
+    model, other = adapted(tiny_model), adapted(tiny_model, LoraConfig(rank=4, alpha=6.0, seed=9), moved=False)
+    model.simpo_adapter.redraw(9)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, other.get_parameter(name)), name
+
+
 def test_other_micro_batches_and_a_reference_method(tiny_model: Build, random_pairs: Build) -> None:
     whole, parts = plan_of(random_pairs, 10_000), plan_of(random_pairs, 30)
     reference = reference_of(tiny_model(), whole)

@@ -239,3 +239,13 @@ def test_an_entry_of_the_old_hash_is_not_believed(tmp_path: Path) -> None:
     got = reference_of(model, plan, store=tmp_path)
     assert got.cost.misses == 12
     assert "differs from its hash" in got.cost.warnings[0]
+
+
+@quick
+def test_another_order_has_mismatched_pairs_of_its_own() -> None:
+    plan, model = plan_of(random_token_pairs(12)), two_layer_llama()
+    other = plan.replicate(1, 1)
+    known = reference_of(model, plan, mismatched=True)
+    assert_equal(known.reordered(model, other), reference_of(model, other, mismatched=True), 1e-5)
+    plain = reference_of(model, plan)
+    assert plain.reordered(model, other) is plain, "pairs keep their values"

@@ -221,6 +221,16 @@ def test_a_plan_covers_whole_epochs_and_survives_the_disk(random_pairs: Build, t
     assert sum(batch.num_pairs for share in shares for batch in share) == 4
 
 
+def test_a_replicate_is_the_same_pairs_in_another_order(random_pairs: Build) -> None:
+    plan = build_plan(random_pairs(10), batch_pairs=4, steps=5, token_budget=64, seed=3)
+    first, second = plan.replicate(3, 1), plan.replicate(3, 2)
+    orders = [each.order_SB.reshape(-1).tolist() for each in (plan, first, second)]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert all(sorted(order[:10]) == list(range(10)) == sorted(order[10:]) for order in orders), "epoch after epoch"
+    assert first.order_SB.shape == plan.order_SB.shape and first.pairs is plan.pairs
+    assert plan.replicate(3, 1).order_SB.tolist() == first.order_SB.tolist() != plan.replicate(4, 1).order_SB.tolist()
+
+
 def test_the_tables_of_a_micro_batch() -> None:
     batch = PairStore.of([TokenPair([1, 2], [3, 4, 5], [6, 7]), TokenPair([8], [9], [10, 11])]).micro_batch([0, 1])
     assert batch.input_ids_T.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
