@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TESTED := $(VENV)/.installed-test
 
-.PHONY: help install quickstart test quick check bench ablations clean
+.PHONY: help install quickstart test quick check bench bench-sweep ablations clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -38,6 +38,9 @@ check: $(TESTED)  ## ruff, mypy --strict, import contracts
 
 bench: $(TESTED)  ## the benchmarks against their baselines, ratios in one run
 	$(BIN)/python -m tests.bench
+
+bench-sweep: $(TESTED)  ## a whole sweep against Ray Tune + TRL, 30 minutes of two idle cores; renews README's table
+	$(BIN)/python -m tests.bench.sweep --write
 
 ablations: $(TESTED)  ## the paper's ablations on the practice task, 25 minutes of one core; renews README's tables
 	$(BIN)/python -m tests.bench.ablations --write

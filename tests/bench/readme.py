@@ -1,8 +1,8 @@
 """Tables of README.md that are made from recorded figures: each stands between two markers, and a test compares them.
 
-    <!-- bench:NAME -->
-    | ... |
-    <!-- /bench:NAME -->
+<!-- bench:NAME -->
+| ... |
+<!-- /bench:NAME -->
 """
 
 import json
