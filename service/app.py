@@ -15,11 +15,24 @@ from service.auth import Authenticator
 from service.clock import Clock, SystemClock
 from service.cluster import Jobs, RayJobs
 from service.context import Context
+from service.datasets import forget_files
 from service.errors import NotFound, ServiceError, invalid, pointer_of, render
+from service.examine import Doctor
 from service.gate import Gate
 from service.idempotency import Posts
 from service.reconcile import Reconciler
-from service.routes import deployments, evaluations, events, health, inference, promotions, registry, sweeps, trials
+from service.routes import (
+    datasets,
+    deployments,
+    evaluations,
+    events,
+    health,
+    inference,
+    promotions,
+    registry,
+    sweeps,
+    trials,
+)
 from service.serving.deployer import Deployer, ServeDeployer, listen_address
 from service.settings import Settings
 from service.store import Store
@@ -46,6 +59,7 @@ def create_app(
     deployer: Deployer | None = None,
     clock: Clock | None = None,
     models: httpx.AsyncClient | None = None,
+    doctor: Doctor | None = None,
     failpoint: Callable[[str], None] = lambda name: None,
 ) -> FastAPI:
     """Wire the parts together; nothing is opened before the application starts.
@@ -57,6 +71,7 @@ def create_app(
         deployer: owner of Serve's configuration; default: Serve's REST API.
         clock: time.
         models: client to Serve's HTTP proxy.
+        doctor: who looks at datasets; default: a process of its own.
         failpoint: called at named places of writes; tests end the process there.
 
     Raises:
@@ -71,7 +86,8 @@ def create_app(
         deployer=deployer or _serve_deployer(settings),
         settings=settings,
         clock=clock,
-        housekeeping=posts.forget_old,
+        doctor=doctor,
+        housekeeping=lambda: _forget(posts, store, settings, clock),
         failpoint=failpoint,
     )
     context = Context(
@@ -85,16 +101,23 @@ def create_app(
     )
     app = FastAPI(title="simpo", version="1", docs_url=None, redoc_url=None, lifespan=_lifespan)
     app.state.context = context
-    app.add_middleware(Gate, authenticator=Authenticator(store, clock))
+    app.add_middleware(Gate, authenticator=Authenticator(store, clock), max_upload=settings.max_dataset_bytes)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(HTTPException, _http_error)
     for router in (health.router, sweeps.sweeps, sweeps.runs, trials.sweeps, events.sweeps, events.runs):
         app.include_router(router)
     for router in (deployments.router, registry.router, evaluations.router, promotions.router, events.rest):
         app.include_router(router)
+    app.include_router(datasets.router)
     if settings.proxy_models:
         app.include_router(inference.router)
     return app
+
+
+def _forget(posts: Posts, store: Store, settings: Settings, clock: Clock) -> None:
+    posts.forget_old()
+    with store.read() as session:
+        forget_files(session, settings, clock.now())
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ import httpx
 import typer
 
 from service.cli_data import PASSED_ON, doctor, score
+from service.cli_datasets import dataset_app
 from service.cli_models import chat, deploy_app
 from service.cli_promotions import model_app, promote, promotion_app
 from service.cli_quickstart import quickstart
@@ -57,6 +58,7 @@ def root(
     \b
     See it work:           simpo quickstart
     Look at your data:     simpo doctor pairs.jsonl
+    Upload it:             simpo dataset upload pairs.jsonl
     Start the service:     simpo up
     Search:                simpo sweep create -f sweep.yaml --watch
     Put the winner online: simpo deploy create winner --sweep my-sweep
@@ -72,6 +74,7 @@ def root(
 
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(run_app, name="run")
+app.add_typer(dataset_app, name="dataset")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(promotion_app, name="promotion")
 app.add_typer(model_app, name="model")

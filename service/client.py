@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from service.client_datasets import Datasets
 from service.client_errors import ApiError, ServiceUnreachable, WaitTimeout, error_from_response
 from service.sse import ServerSentEvent, read_sse
 from service.states import TERMINAL
@@ -118,6 +119,11 @@ class Client:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def datasets(self) -> Datasets:
+        """Uploads, and what is done with them."""
+        return Datasets(self._send, self._pages)
 
     def close(self) -> None:
         """Close the pooled connections."""

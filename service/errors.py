@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from service.serving.deployer import DeployerError
 from simpo.errors import SimPOError
 
-OPENAI_PREFIXES = ("/v1/chat", "/v1/completions", "/v1/models")
+OPENAI_PREFIXES = ("/v1/chat", "/v1/completions", "/v1/models", "/v1/files", "/v1/fine_tuning")
 
 
 class ServiceError(Exception):
@@ -43,6 +43,12 @@ class ServiceError(Exception):
         self.errors = tuple(errors)
         self.facts = dict(facts or {})
         self.headers = dict(headers or {})
+
+
+class BadRequest(ServiceError):
+    """400: what OpenAI's clients expect of a request that is not understood."""
+
+    status, code = 400, "invalid_request"
 
 
 class Unauthorized(ServiceError):
@@ -81,6 +87,10 @@ class Stale(ServiceError):
 
 class TooLarge(ServiceError):
     status, code = 413, "body_too_large"
+
+
+class UnsupportedType(ServiceError):
+    status, code = 415, "unsupported_media_type"
 
 
 class Invalid(ServiceError):

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from service.datasets import datasets_of
 from service.errors import Invalid, invalid, pointer_of
 from service.models import EVALUATION, Sweep
 from service.rows import Order
@@ -70,7 +71,8 @@ def evaluation_order(
         }
     )
     body = spec.model_dump(mode="json")
-    return Order(kind=EVALUATION, name=name, spec=body, plan=body, spec_hash=evaluation_hash(spec))
+    held = datasets_of(session, sweep.id)
+    return Order(kind=EVALUATION, name=name, spec=body, plan=body, spec_hash=evaluation_hash(spec), datasets=held)
 
 
 def _subject(contender: Contender) -> Mapping[str, str]:

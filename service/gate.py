@@ -14,20 +14,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.auth import Authenticator
 from service.errors import Forbidden, ServiceError, TooLarge, Unauthorized, as_service_error, render
 from service.scopes import scope_of
+from service.uploads import too_large
 
 log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json"})
 MAX_BODY = 4 * 1024 * 1024
+UPLOADS = frozenset({"/v1/datasets", "/v1/files"})
+"""POSTs whose bodies are files: passed on as they come, under a limit of their own, never held whole."""
+_FORM = 64 * 1024  # what the form around a file may take
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Gate:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
+    def __init__(self, app: ASGIApp, authenticator: Authenticator, max_upload: int = MAX_BODY) -> None:
+        """`max_upload`: bytes of a file."""
         self._app = app
         self._authenticator = authenticator
+        self._max_upload = max_upload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,7 +56,11 @@ class Gate:
         try:
             if scope["path"] not in OPEN_PATHS:
                 scope["state"]["caller"] = await self._admit(headers, scope_of(scope["method"], scope["path"]))
-            await self._app(scope, await _whole_body(scope, headers, receive), send_with_id)
+            if scope["method"] == "POST" and scope["path"] in UPLOADS:
+                body = self._upload(headers, receive)
+            else:
+                body = await _whole_body(scope, headers, receive)
+            await self._app(scope, body, send_with_id)
         except Exception as error:
             answer = as_service_error(error)
             if answer.status >= 500:
@@ -60,6 +70,22 @@ class Gate:
             if started:
                 raise  # too late for words: the connection breaks, which is what the client must see
             await render(answer, scope["path"], request_id)(scope, receive, send_with_id)
+
+    def _upload(self, headers: Headers, receive: Receive) -> Receive:
+        """The body as it comes; raises TooLarge where it passes the limit, at once where it says so beforehand."""
+        if int(headers.get("content-length") or 0) > self._max_upload + _FORM:
+            raise too_large(self._max_upload, "as sent")
+        come = 0
+
+        async def counted() -> Message:
+            nonlocal come
+            message = await receive()
+            come += len(message.get("body", b""))
+            if come > self._max_upload + _FORM:
+                raise too_large(self._max_upload, "as sent")
+            return message
+
+        return counted
 
     async def _admit(self, headers: Headers, needed: str) -> object:
         caller = await run_in_threadpool(self._authenticator.caller, headers.get("authorization"))

@@ -1,7 +1,7 @@
 """A request's body -> an order that can be stored: validated, with every path it names looked up on this machine."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,30 @@ from sweeps.faults import faults_of
 from sweeps.spec import PRACTICE, RunSpec, SweepSpec, spec_hash
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:\S+)?")
+_DATASET = re.compile(r"dst_[0-9a-z]+")
 _FILE = re.compile(r"\.(jsonl?|csv|tsv|txt|parquet|arrow|gz|zip|zst|ya?ml)$", re.IGNORECASE)
 
 
-def sweep_order(body: Mapping[str, Any]) -> Order:
+Lookup = Callable[[str], Path | None]
+"""Id of an uploaded dataset -> its file; None where there is none."""
+
+
+def sweep_order(body: Mapping[str, Any], uploaded: Lookup) -> Order:
     """Raises Invalid (422) with one pointer per fault."""
     try:
         spec = SweepSpec.model_validate(body)
     except ValidationError as error:
         raise _refused(error) from error
-    return _order("sweep", spec, spec)
+    return _order("sweep", spec, uploaded)
 
 
-def run_order(body: Mapping[str, Any]) -> Order:
+def run_order(body: Mapping[str, Any], uploaded: Lookup) -> Order:
     """Raises Invalid (422) with one pointer per fault."""
     try:
         spec = RunSpec.model_validate(body)
     except ValidationError as error:
         raise _refused(error) from error
-    return _order("run", spec, spec.to_sweep())
+    return _order("run", spec, uploaded)
 
 
 def plan_of(order: Order) -> dict[str, Any]:
@@ -47,15 +52,27 @@ def plan_of(order: Order) -> dict[str, Any]:
     }
 
 
-def _order(kind: str, spec: SweepSpec | RunSpec, plan: SweepSpec) -> Order:
+def _order(kind: str, spec: SweepSpec | RunSpec, uploaded: Lookup) -> Order:
+    given = {"train": spec.dataset.train, "eval": spec.dataset.eval}
+    held = {role: source for role, source in given.items() if source is not None and _DATASET.fullmatch(source)}
+    found = {role: path for role, source in held.items() if (path := uploaded(source)) is not None}
     faults = [
+        (f"/dataset/{role}", f"there is no dataset {source}: GET /v1/datasets lists them")
+        for role, source in held.items()
+        if role not in found
+    ]
+    # The driver knows no rows: it is told the file.
+    located = spec.dataset.model_copy(update={role: str(path) for role, path in found.items()})
+    spec = spec.model_copy(update={"dataset": located})
+    plan = spec if isinstance(spec, SweepSpec) else spec.to_sweep()
+    faults += [
         (pointer, fault)
         for pointer, source, what in (
             ("/base_model", spec.base_model, "model"),
-            ("/dataset/train", spec.dataset.train, "data"),
-            ("/dataset/eval", spec.dataset.eval, "data"),
+            ("/dataset/train", None if "train" in held else spec.dataset.train, "data"),
+            ("/dataset/eval", None if "eval" in held else spec.dataset.eval, "data"),
         )
-        if source is not None and (fault := _source_fault(source, what))
+        if source is not None and (fault := source_fault(source, what))
     ]
     faults += [
         (f"/warm_start/{index}", f"{name!r} is no id of a sweep: here earlier sweeps are named by their ids")
@@ -70,10 +87,11 @@ def _order(kind: str, spec: SweepSpec | RunSpec, plan: SweepSpec) -> Order:
         spec=spec.model_dump(mode="json"),
         plan=plan.model_dump(mode="json"),
         spec_hash=spec_hash(plan),
+        datasets=held,
     )
 
 
-def _source_fault(source: str, what: str) -> str | None:
+def source_fault(source: str, what: str) -> str | None:
     """Why this source cannot be used, or None. A path must exist here; a hub id is for the driver to find."""
     if source == PRACTICE:
         return None
@@ -83,7 +101,8 @@ def _source_fault(source: str, what: str) -> str | None:
         return _path_fault(Path(source), what)
     if _HUB_ID.fullmatch(source) and not _FILE.search(source):
         return None
-    return f"{source!r} is neither practice, nor an absolute path, nor a hub id org/name: give one of these"
+    uploaded = " nor the id of a dataset" if what == "data" else ""
+    return f"{source!r} is neither practice{uploaded}, nor an absolute path, nor a hub id org/name: give one of these"
 
 
 def _path_fault(path: Path, what: str) -> str | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from service.clock import Clock
 from service.cluster import Jobs
+from service.examine import Doctor, Examinations
 from service.promote import Promoter
 from service.rollout import Rollout
 from service.serving.deployer import Deployer
@@ -28,7 +29,7 @@ _HOUSEKEEPING_S = 3600.0
 
 
 class Reconciler:
-    """Two loops, each with a thread and a lease of its own: Serve may take a minute to answer, sweeps do not wait."""
+    """Three loops, each with a thread and a lease of its own: Serve and the doctor take minutes, sweeps do not wait."""
 
     def __init__(
         self,
@@ -38,20 +39,29 @@ class Reconciler:
         deployer: Deployer,
         settings: Settings,
         clock: Clock,
+        doctor: Doctor | None = None,
         housekeeping: Callable[[], None] = lambda: None,
         failpoint: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """`housekeeping`: done once an hour. `failpoint`: called at named places; tests end the process there."""
+        """`doctor`: default: a process. `housekeeping`: done once an hour.
+
+        `failpoint`: called at named places; tests end the process there.
+        """
         self._clock = clock
         self._supervisor = Supervisor(store, jobs, settings, clock, failpoint)
         self._promoter = Promoter(store, settings, clock, failpoint)
         self._rollout = Rollout(store, deployer, clock, failpoint)
+        self._examinations = Examinations(store, settings, clock, doctor)
         self._housekeeping = housekeeping
         self._housekept_at = float("-inf")
         holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._loops = [
             _Loop(name, step, store=store, clock=clock, holder=holder, interval_s=settings.reconcile_interval_s)
-            for name, step in (("reconciler", self._step_sweeps), ("deployments", self._step_deployments))
+            for name, step in (
+                ("reconciler", self._step_sweeps),
+                ("deployments", self._step_deployments),
+                ("datasets", self._step_datasets),
+            )
         ]
 
     def start(self) -> None:
@@ -93,6 +103,9 @@ class Reconciler:
         self._rollout.step()
         return False
 
+    def _step_datasets(self) -> bool:
+        return self._examinations.step(self._loops[-1].holds)
+
 
 class _Loop:
     """One step, again and again, by whoever has its lease."""
@@ -133,6 +146,10 @@ class _Loop:
     @property
     def alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
+
+    def holds(self) -> bool:
+        """Whether a long step may go on: nobody wants its end, and the lease, kept by this call, is still ours."""
+        return not self._stopping.is_set() and self._leads()
 
     def run_once(self) -> bool:
         """One step, if this process has the lease. True when another one at once is worth it."""

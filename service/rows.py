@@ -51,6 +51,8 @@ def check_name(session: Session, order: Order) -> None:
 def create_sweep(session: Session, order: Order, caller: Caller, now: datetime) -> Sweep:
     """Store a wish with its first event. Raises Conflict (409) when the name is taken."""
     check_name(session, order)
+    for role, dataset_id in order.datasets.items():
+        _hold_dataset(session, dataset_id, role)
     sweep = Sweep(
         id=new_id(PREFIXES[order.kind], now),
         kind=order.kind,
@@ -68,10 +70,7 @@ def create_sweep(session: Session, order: Order, caller: Caller, now: datetime) 
         created_at=now,
     )
     session.add(sweep)
-    session.flush()
-    for role, dataset_id in order.datasets.items():
-        _hold_dataset(session, dataset_id, role)
-        session.add(DatasetUse(sweep_id=sweep.id, role=role, dataset_id=dataset_id))
+    session.add_all(DatasetUse(sweep_id=sweep.id, role=role, dataset_id=id) for role, id in order.datasets.items())
     events.append(session, sweep, "job.queued", "Accepted.", {"name": order.name}, now=now, actor=caller.key_id)
     session.flush()
     return sweep

@@ -5,12 +5,15 @@ A key without scopes of its own may do everything (the embedded stack's key is o
 
 from collections.abc import Sequence
 
-SCOPES = ("read", "jobs:write", "models:promote", "deployments:write", "inference", "admin")
+SCOPES = ("read", "jobs:write", "datasets:write", "models:promote", "deployments:write", "inference", "admin")
 
 _WRITES: Sequence[tuple[str, str]] = (
     ("/v1/sweeps", "jobs:write"),
     ("/v1/runs", "jobs:write"),
     ("/v1/evaluations", "jobs:write"),
+    ("/v1/fine_tuning", "jobs:write"),
+    ("/v1/datasets", "datasets:write"),
+    ("/v1/files", "datasets:write"),
     ("/v1/registry", "models:promote"),
     ("/v1/promotions", "models:promote"),
     ("/v1/deployments", "deployments:write"),

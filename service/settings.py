@@ -59,6 +59,12 @@ class Settings:
     """Seconds a stopped driver has to write its last records before Ray kills it."""
     public_judges: bool = _env("SIMPO_PUBLIC_JUDGES", False)
     """Send judges' requests to public addresses alone, and keys only where <NAME>_URL says: for specs of strangers."""
+    max_dataset_bytes: int = _env("SIMPO_MAX_DATASET_BYTES", 1 << 30)
+    """Bytes of an uploaded dataset at most, as sent and as unpacked."""
+    doctor_timeout_s: float = _env("SIMPO_DOCTOR_TIMEOUT_S", 600.0)
+    """Seconds the doctor may look at a dataset."""
+    doctor_memory_mb: int = _env("SIMPO_DOCTOR_MEMORY_MB", 4096)
+    """MiB of address space the doctor may take, torch and tokenizer among them."""
 
     def __post_init__(self) -> None:
         for name in ("ray_jobs_url", "ray_serve_url", "serve_url"):
@@ -68,10 +74,11 @@ class Settings:
         if not self.database_url.startswith(("sqlite:///", "postgresql+psycopg://")):
             # The URL itself may hold a password: it is not repeated here.
             raise ConfigError("must start with sqlite:/// or postgresql+psycopg://", variable_of("database_url"))
-        for name in ("reconcile_interval_s", "heartbeat_stale_s", "heartbeat_hung_s"):
+        for name in ("reconcile_interval_s", "heartbeat_stale_s", "heartbeat_hung_s", "doctor_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"must be greater than 0, not {getattr(self, name)}", variable_of(name))
-        for name in ("max_running_sweeps", "max_attempts", "driver_stop_s"):
+        counts = ("max_running_sweeps", "max_attempts", "driver_stop_s", "max_dataset_bytes", "doctor_memory_mb")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"must be at least 1, not {getattr(self, name)}", variable_of(name))
         if not 0 <= self.bind_port < 65536:
@@ -104,6 +111,11 @@ class Settings:
     def run_dir(self, sweep_id: str) -> Path:
         """Directory of one sweep or run."""
         return self.store.absolute() / "sweeps" / sweep_id
+
+    @property
+    def datasets_dir(self) -> Path:
+        """Directory of uploaded datasets."""
+        return self.store.absolute() / "datasets"
 
 
 def variable_of(name: str) -> str:

@@ -48,6 +48,25 @@ class DeploymentState(StrEnum):
     DELETED = "DELETED"
 
 
+class DatasetState(StrEnum):
+    """Of a dataset."""
+
+    READY = "READY"
+    DELETED = "DELETED"
+
+
+class Validation(StrEnum):
+    """Of the doctor's look at a dataset."""
+
+    NONE = "NONE"
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    """There is a report, whatever it says."""
+    FAILED = "FAILED"
+    """None could be made."""
+
+
 class PromotionState(StrEnum):
     """Of a promotion. More words than a sweep's: a person must see whether something is asked of him."""
 

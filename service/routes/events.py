@@ -8,7 +8,9 @@ from starlette.responses import Response, StreamingResponse
 
 from service import events
 from service.context import Context, ContextDep, bearer
+from service.datasets import no_such_dataset
 from service.models import EVALUATION, Deployment
+from service.models_data import Dataset
 from service.models_registry import Promotion
 from service.pages import PageQuery, page
 from service.promotions import no_such_promotion
@@ -94,6 +96,17 @@ def deployment_events(
         if session.get(Deployment, deployment_id) is None:
             raise no_such("deployment", deployment_id)
     return _page(request, deployment_id, context, query)
+
+
+@rest.get("/datasets/{dataset_id}/events", tags=["datasets"])
+def dataset_events(
+    request: Request, dataset_id: str, context: ContextDep, query: Annotated[ListQuery, Query()]
+) -> Response:
+    """What happened to a dataset, as a list."""
+    with context.store.read() as session:
+        if session.get(Dataset, dataset_id) is None:
+            raise no_such_dataset(dataset_id)
+    return _page(request, dataset_id, context, query)
 
 
 @rest.get("/registry/models/{model}/events", tags=["registry"])

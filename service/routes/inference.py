@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from service.context import Context, ContextDep, bearer
-from service.errors import NotFound, ServiceError, Unavailable
+from service.errors import BadRequest, NotFound, Unavailable
 from service.models import Deployment
 from service.serving.deployer import route_prefix
 from service.states import DeploymentState
@@ -20,12 +20,6 @@ router = APIRouter(prefix="/v1", tags=["inference"], dependencies=[bearer])
 
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 _PASSED_ON = ("content-type", "retry-after", "cache-control")
-
-
-class BadRequest(ServiceError):
-    """400 in OpenAI's shape."""
-
-    status, code = 400, "invalid_request"
 
 
 @router.post("/chat/completions", openapi_extra=_BODY)

@@ -13,9 +13,10 @@ from starlette.responses import JSONResponse, Response
 from service import rows
 from service.auth import Caller
 from service.context import CallerDep, Context, ContextDep, IdempotencyKey, bearer
+from service.datasets import located
 from service.idempotency import Answer
 from service.models import Sweep
-from service.orders import plan_of, run_order, sweep_order
+from service.orders import Lookup, plan_of, run_order, sweep_order
 from service.pages import PageQuery, etag, page, single, states_in
 from service.rows import Order
 from service.schemas import PageOf, Problem, RunBody, SweepBody, SweepOut, sweep_json
@@ -121,14 +122,15 @@ def find(session: Session, kind: str, sweep_id: str) -> Sweep:
 
 def _create(
     request: Request,
-    parse: Callable[[Mapping[str, Any]], Order],
+    parse: Callable[[Mapping[str, Any], Lookup], Order],
     body: dict[str, Any],
     context: Context,
     caller: Caller,
     key: str | None,
     validate_only: bool,
 ) -> Response:
-    order = parse(body)
+    with context.store.read() as session:
+        order = parse(body, lambda dataset_id: located(session, context.settings, dataset_id))
     if validate_only:
         with context.store.read() as session:
             rows.check_name(session, order)

@@ -13,6 +13,7 @@ from sqlalchemy import select
 from service.app import create_app
 from service.auth import create_key
 from service.context import Context
+from service.examine import Doctor
 from service.models import Attempt, Deployment, Event, Sweep, Trial
 from service.reconcile import Reconciler
 from service.settings import Settings
@@ -107,12 +108,18 @@ def plane(settings: Settings) -> Iterator[Plane]:
     yield from make_plane(settings)
 
 
-def make_plane(settings: Settings, *, serve: httpx.AsyncBaseTransport | None = None, **changes: Any) -> Iterator[Plane]:
+def make_plane(
+    settings: Settings,
+    *,
+    serve: httpx.AsyncBaseTransport | None = None,
+    doctor: Doctor | None = None,
+    **changes: Any,
+) -> Iterator[Plane]:
     """A plane with changed settings, as a generator fixture. `serve`: what answers as Ray Serve's HTTP proxy."""
     settings = replace(settings, **changes)
     store, jobs, deployer, clock = Store(settings.database_url), FakeJobs(), FakeDeployer(), FakeClock()
     models = httpx.AsyncClient(base_url="http://serve.test", transport=serve) if serve else None
-    app = create_app(settings, store=store, jobs=jobs, deployer=deployer, clock=clock, models=models)
+    app = create_app(settings, store=store, jobs=jobs, deployer=deployer, clock=clock, models=models, doctor=doctor)
     context: Context = app.state.context
     with TestClient(app, raise_server_exceptions=False) as client:
         key = create_key(store, "tests")
