@@ -8,6 +8,7 @@ checkpoint that may only go on has no more than that; one that is to be served h
 whatever reads checkpoints reads it too.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from simpo.config import OptimConfig
-from simpo.errors import CheckpointError
+from simpo.errors import CheckpointError, StorageError
 from simpo.fit import TrainState
 from simpo.lora import Adapter, adapter_of
 from simpo.sharding import gather, is_sharded, share_like
@@ -47,6 +48,7 @@ def save_checkpoint(
     With `state` the float32 weights and the optimiser's moments are written, so that the run can be resumed exactly.
     `servable=False` leaves the merged model out where there is an adapter: a rung needs no copy of the base.
     In a process group every worker calls it: a divided model is gathered, and worker 0 writes the same files as ever.
+    Raises StorageError where the disk is full or may not be written; nothing half-written stays then.
     """
     target = Path(directory)
     adapter = adapter_of(model)
@@ -57,25 +59,17 @@ def save_checkpoint(
     moments = None if state is None else gather(_moments(state))
     if rank_and_size()[0] != 0:
         return target
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    if adapter is not None:
-        adapter.save(partial / ADAPTER)
-    if adapter is None or servable:
-        model.save_pretrained(partial, state_dict=weights)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
-    if state is not None and moments is not None:
-        save_file(moments, str(partial / OPTIMIZER), metadata={"step": str(state.step)})
-    body["files"] = {name: _digest(path) for name, path in _files(partial).items()}
-    (partial / MANIFEST).write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
-    for path in partial.rglob("*"):
-        _sync(path)
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
-    _sync(target.parent)
+    with _beside(target) as partial:
+        if adapter is not None:
+            adapter.save(partial / ADAPTER)
+        if adapter is None or servable:
+            model.save_pretrained(partial, state_dict=weights)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        if state is not None and moments is not None:
+            save_file(moments, str(partial / OPTIMIZER), metadata={"step": str(state.step)})
+        body["files"] = {name: _digest(path) for name, path in _files(partial).items()}
+        (partial / MANIFEST).write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
     return target
 
 
@@ -88,8 +82,12 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> dict[str, An
         raise CheckpointError(f"{where} has no {MANIFEST}: it is not a finished checkpoint") from None
     except ValueError as error:
         raise CheckpointError(f"{where / MANIFEST} is not JSON: the checkpoint is damaged") from error
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{where / MANIFEST} holds no mapping: the checkpoint is damaged")
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{where} has format {manifest.get('format')!r}, this version reads {FORMAT}")
+    if not isinstance(manifest.get("step"), int) or not isinstance(manifest.get("files"), dict):
+        raise CheckpointError(f"{where / MANIFEST} names no step or no files: the checkpoint is damaged")
     if verify:
         found = set(_files(where)) - {MANIFEST}
         if unknown := sorted(found - set(manifest["files"])):
@@ -144,6 +142,29 @@ def restore(directory: str | Path, model: Any, optim: OptimConfig, total_steps: 
             }
     state.publish()
     return state
+
+
+@contextlib.contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A directory to fill, flushed to disk and put in the target's place at the end; gone if anything goes wrong."""
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in partial.rglob("*"):
+            _sync(path)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+        _sync(target.parent)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        # Rust's writers (safetensors, tokenizers) have exceptions of their own, which quote the system's.
+        if isinstance(error, OSError) or "os error" in str(error):
+            reason = getattr(error, "strerror", None) or str(error)
+            raise StorageError(f"cannot be written ({reason}): check space and permissions", str(target)) from error
+        raise
 
 
 def _check_fits(adapter: Adapter, manifest: Mapping[str, Any], where: Path) -> None:

@@ -5,6 +5,7 @@
       DataError                  a data source that cannot be read, or has nothing usable in it
       ModelError                 a model or tokenizer that cannot be loaded
       CheckpointError            a checkpoint that is missing, incomplete or altered
+      StorageError               a disk that is full or cannot be written
     NonFiniteStep (ArithmeticError)   loss or gradient left the finite numbers; the weights have not moved
 
 Fields go to `super().__init__`, text is made in `__str__`: such errors survive pickling, so they cross process borders.
@@ -33,6 +34,10 @@ class ModelError(SimPOError):
 
 class CheckpointError(SimPOError):
     """A checkpoint that is missing, incomplete, altered or not of our making."""
+
+
+class StorageError(SimPOError):
+    """A disk that is full, or that may not be written: nobody's setting is wrong, and later it may go."""
 
 
 class DataError(SimPOError):

@@ -19,6 +19,7 @@ from sweeps.comparison_command import is_comparison, read_comparison, show_compa
 from sweeps.comparison_spec import load_comparison
 from sweeps.console import attempts_view, result_view
 from sweeps.evaluation_spec import load_evaluation
+from sweeps.recorded import begun
 from sweeps.report import read_story, report_json, write_report
 from sweeps.run_dir import Record, RunDir, read_result
 from sweeps.spec import SweepSpec, load_spec, parse_spec, with_absolute_paths
@@ -72,7 +73,7 @@ def run(
     try:
         _drive(run_dir, attempt, ray_address, public_judge, reference_store, quiet)
     except SimPOError:
-        if made:  # nothing half-made stays behind a refused spec
+        if made and not begun(out):  # nothing half-made stays behind a refused spec
             shutil.rmtree(out, ignore_errors=True)
         raise
 
@@ -92,7 +93,7 @@ def compare(
     try:
         _compare(run_dir.root, ray_address, public_judge, quiet)
     except SimPOError:
-        if made:
+        if made and not begun(out):
             shutil.rmtree(out, ignore_errors=True)
         raise
 

@@ -176,13 +176,18 @@ class _Attempt:
             run_trial if workers == 1 else run_worker_trial,
             StudySearcher(ledger, trials_at_once),
             self.attempt.path,
-            _EndTheSearch(self.stop),
+            _EndTheSearch(self.stop, self.attempt),
             workers_per_trial=workers,
             trials_at_once=trials_at_once,
             trials=ledger.study.plan.trials,
         )
         with self.stop.deferred():
-            tuner.fit()
+            try:
+                tuner.fit()
+            except Exception:
+                self.attempt.check()  # a full disk: whatever Tune made of it
+                raise
+        self.attempt.check()
         shutil.rmtree(self.attempt.path / "tune", ignore_errors=True)  # pickles and empty folders
 
     def _result(self, facts: Facts, ledger: Ledger, verdict: Verdict) -> dict[str, Any]:
@@ -240,10 +245,16 @@ class _Attempt:
 
 
 class _EndTheSearch(tune.Callback):
-    """Looks for a stop at every step of Tune's loop, which takes a tenth of a second when nothing happens."""
+    """Looks for a stop and for a full disk at every step of Tune's loop, which takes a tenth of a second at most."""
 
-    def __init__(self, stop: Stop) -> None:
+    def __init__(self, stop: Stop, attempt: Attempt) -> None:
         self._stop = stop
+        self._attempt = attempt
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks too, into a file that nobody reads."""
+        return {}
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._stop.check()
+        self._attempt.check()

@@ -89,16 +89,21 @@ class WarmEngine:
     def search(self, ledger: Ledger, stop: Stop) -> None:
         """Run a ledger's search to its end. Raises Stopped, and what went wrong in Tune."""
         try:
-            self._wait(lambda: self.relay.resting == self.trials_at_once, stop, limit_s=WARMING_S)
-            self._wait(self.relay.begin(StudySearcher(ledger, self.trials_at_once)), stop)
+            check = ledger.attempt.check
+            self._wait(lambda: self.relay.resting == self.trials_at_once, stop, check, limit_s=WARMING_S)
+            self._wait(self.relay.begin(StudySearcher(ledger, self.trials_at_once)), stop, check)
+            check()
         except BaseException:
             self.relay.abort()
             raise
 
-    def _wait(self, over: Callable[[], bool], stop: Stop, *, limit_s: float = math.inf) -> None:
+    def _wait(
+        self, over: Callable[[], bool], stop: Stop, check: Callable[[], None], *, limit_s: float = math.inf
+    ) -> None:
         began = time.monotonic()
         while not over() and time.monotonic() - began < limit_s:
             stop.check()
+            check()  # the journal's own trouble says more than what Tune makes of it
             if not self._thread.is_alive():
                 raise RuntimeError("the search engine has ended early") from self._error
             time.sleep(POLL_S)

@@ -11,7 +11,7 @@ from typing import Any
 
 from sweeps.budget import WallClock
 from sweeps.outcome import Ask, Outcome
-from sweeps.recorded import ENDINGS
+from sweeps.recorded import ENDINGS, RESUMED, Recorded, accepted_records, trials_in
 from sweeps.recorded import recorded_trials as recorded_trials
 from sweeps.run_dir import Attempt, Level
 from sweeps.spec import SweepSpec
@@ -35,6 +35,8 @@ class Ended:
     seconds: float = 0.0
     pid: int = 0
     """The process that ran it: warm trials share one."""
+    node: str = ""
+    """Ray's id of the node where that was."""
 
     def data(self) -> dict[str, Any]:
         """The terminal record's data."""
@@ -47,6 +49,7 @@ class Ended:
             "checkpoint": self.checkpoint,
             "seconds": self.seconds,
             "pid": self.pid,
+            "node": self.node,
             **self.outcome.as_dict(),
         }
 
@@ -61,7 +64,7 @@ class Ledger:
         self.clock = clock
         self.ended: dict[int, Ended] = {}
         self.pids: set[int] = set()
-        self._before = recorded_trials(attempt.run, below=attempt.number)
+        self._before = self._read_before()
         replay = {number: trial.replay for number, trial in self._before.items()}
         self.study = Study(spec, replay, lessons_of(attempt, spec, prepared))
         self._best: int | None = None
@@ -105,6 +108,19 @@ class Ledger:
             until=ask.until,
         )
 
+    def _read_before(self) -> dict[int, Recorded]:
+        """What the predecessors knew; how far they were read stands in this journal before anything is built on it."""
+        journals = accepted_records(self.attempt.run, below=self.attempt.number)
+        if not journals:
+            return {}
+        trials = trials_in(journals)
+        read = {str(attempt.number): len(records) for attempt, records in journals}
+        over = sum(trial.outcome is not None for trial in trials.values())
+        running = len(trials) - over
+        message = f"goes on from attempt {max(read, key=int)}: {over} trials are over, {running} were running"
+        self.attempt.append(RESUMED, message, {"read": read, "over": over, "running": running})
+        return trials
+
     @property
     def drained(self) -> bool:
         """Whether no further trial will start."""
@@ -115,14 +131,16 @@ class Ledger:
         ask = self.study.asks[number]
         where = {"trial_id": ask.trial_id, "number": number, "step": update.step}
         self.pids.add(update.pid)
-        if update.kind == "progress":
+        if update.kind == "started":
+            self._note_start(number, where, update)
+        elif update.kind == "progress":
             curve = {key: update.metrics[key] for key in CURVE}
             message = f"trial {number} step {update.step} of {self.study.plan.steps}: loss {curve['loss']:.4f}"
             self.attempt.append("trial.progress", message, {**where, **curve})
         elif update.kind == "rung":
             value = update.metrics[self.spec.objective.metric]
             message = f"trial {number} at step {update.step}: {self.spec.objective.metric} {value:.4f}"
-            data = {**where, "metrics": update.metrics, "value": value, "pid": update.pid}
+            data = {**where, "metrics": update.metrics, "value": value, "pid": update.pid, "node": update.node}
             self.attempt.append("trial.rung", message, data)
 
     def end(self, number: int, update: Update | None) -> None:
@@ -143,6 +161,7 @@ class Ledger:
             checkpoint=None if update.checkpoint is None else self.attempt.relative(update.checkpoint),
             seconds=update.seconds,
             pid=update.pid,
+            node=update.node,
         )
         self.ended[number] = ended
         self._write_end(ended)
@@ -163,6 +182,17 @@ class Ledger:
         """The best complete trials that still have a checkpoint, best first."""
         ranked = [self.ended[number] for number in self.study.ranked()]
         return [ended for ended in ranked if ended.checkpoint is not None][: self.spec.finals.candidates]
+
+    def _note_start(self, number: int, where: dict[str, Any], update: Update) -> None:
+        """A process has begun with a trial; what it could not read stands before, each by its name."""
+        source = None if update.checkpoint is None else self.attempt.relative(update.checkpoint)
+        for path, reason in update.damaged:
+            damaged = self.attempt.relative(path)
+            message = f"trial {number} passes over {damaged} and goes on from {source or 'its start'}: {reason}"
+            data = {**where, "path": damaged, "reason": reason, "instead": source}
+            self.attempt.append("checkpoint.damaged", message, data, level="warn")
+        told = f"trial {number} runs from step {update.step}" + ("" if source is None else f", {source}")
+        self.attempt.append("trial.started", told, {**where, "from": source, "pid": update.pid, "node": update.node})
 
     def _resumable(self, ask: Ask) -> list[Path]:
         """Where checkpoints lie that a trial may go on from: its own of earlier attempts, and its parent's."""
@@ -217,7 +247,7 @@ class Ledger:
             if number not in keep and directory.exists():
                 shutil.rmtree(directory, ignore_errors=True)
                 self.ended[number] = replace(ended, checkpoint=None)
-            for rung in directory.glob("rung-*"):
+            for rung in directory.glob("*rung-*"):  # and what a killed process had not finished: .rung-....partial-pid
                 shutil.rmtree(rung, ignore_errors=True)
 
 

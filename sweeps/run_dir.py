@@ -4,6 +4,7 @@
     <root>/prepared/                        what a comparison has prepared for all its sweeps; absent elsewhere
     <root>/attempts/<n>/claim.json          made exclusively: the attempt's number is its fencing number
     <root>/attempts/<n>/journal/<seq>.jsonl segments named by their first record, append-only
+    <root>/attempts/<n>/reserve             space set aside for the last word on a full disk
     <root>/attempts/<n>/heartbeat.json      counter and counts; its age is measured by the reader's clock
     <root>/attempts/<n>/prepared/           what all trials share
     <root>/attempts/<n>/trials/<trial>/     checkpoints, manifest.json last
@@ -24,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
-from simpo.errors import SimPOError
+from simpo.errors import SimPOError, StorageError
 
 Level = Literal["info", "warn", "error"]
 
@@ -55,8 +56,17 @@ class RunDirError(SimPOError):
     """A run directory that is missing, holds another spec, or cannot be written."""
 
 
+class UnwritableRunDir(RunDirError, StorageError):
+    """A run directory that has no space left, or may not be written."""
+
+
 class AttemptClaimed(SimPOError):
     """Another driver owns this attempt's number, or a higher one."""
+
+
+RESERVE = "reserve"
+RESERVE_BYTES = 64 * 1024
+"""Space that an attempt keeps, so that it can say that there is none."""
 
 
 class RunDir:
@@ -131,6 +141,7 @@ class RunDir:
             raise AttemptClaimed(
                 f"attempt {number} of {self.root} belongs to another driver: resume with a higher number", "attempt"
             ) from error
+        _write_whole(attempt.path / RESERVE, " " * RESERVE_BYTES)
         return attempt
 
     def claim_next(self) -> "Attempt":
@@ -147,6 +158,8 @@ class Attempt:
         self.path = run.root / "attempts" / str(number)
         self.listeners: list[Callable[[Record], None]] = []
         """Called with each record once it is on disk, in the appending thread."""
+        self.broken: StorageError | None = None
+        """Set when the directory could not be written: nothing is appended from then on but the last word."""
         self._seq = 0
         self._beats = 0
         self._lock = threading.Lock()
@@ -173,6 +186,7 @@ class Attempt:
     def append_many(self, entries: Iterable[tuple[str, str, dict[str, Any], Level]]) -> list[Record]:
         """Add records as one segment: readers see all of them or none."""
         with self._lock:
+            self.check()
             records = [
                 Record(seq=seq, attempt=self.number, at=_now(), type=kind, level=level, message=message, data=data)
                 for seq, (kind, message, data, level) in enumerate(entries, self._seq + 1)
@@ -180,12 +194,30 @@ class Attempt:
             if records:
                 # allow_nan=False: NaN is no JSON; a number that is not finite must be told in words.
                 text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-                _write_whole(self.path / "journal" / f"{records[0]['seq']:08d}.jsonl", text, exclusive=True)
+                try:
+                    _write_whole(self.path / "journal" / f"{records[0]['seq']:08d}.jsonl", text, exclusive=True)
+                except StorageError as error:
+                    self.broken = error  # a library may swallow this one; whoever waits calls `check`
+                    raise
                 self._seq = records[-1]["seq"]
         for record in records:
             for listener in self.listeners:
                 listener(record)
         return records
+
+    def check(self) -> None:
+        """Raise what `broken` holds, if anything."""
+        if self.broken is not None:
+            raise self.broken
+
+    def last_word(self, kind: str, message: str, data: Mapping[str, Any], *, level: Level) -> None:
+        """Append the record that closes the attempt, on a full disk too: some space was set aside for it.
+
+        Raises UnwritableRunDir where even that was not enough.
+        """
+        (self.path / RESERVE).unlink(missing_ok=True)
+        self.broken = None
+        self.append(kind, message, data, level=level)
 
     def beat(self, counts: Mapping[str, Any]) -> None:
         """Replace the heartbeat with the next one."""
@@ -201,6 +233,7 @@ class Attempt:
         """Make the attempt a success, once. Raises AttemptClaimed when it was superseded or has a result."""
         if self.superseded():
             raise AttemptClaimed(f"attempt {self.number} was superseded: its result is not accepted", "attempt")
+        (self.path / RESERVE).unlink(missing_ok=True)
         try:
             _write_whole(self.path / "result.json", json.dumps(result, indent=1, allow_nan=False), exclusive=True)
         except FileExistsError as error:
@@ -279,7 +312,9 @@ def _write_whole(path: Path, text: str, *, exclusive: bool = False, durable: boo
     except FileExistsError:
         raise
     except OSError as error:
-        raise RunDirError(f"cannot be written ({error.strerror}): check space and permissions", str(path)) from error
+        raise UnwritableRunDir(
+            f"cannot be written ({error.strerror}): check space and permissions", str(path)
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -7,6 +7,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from simpo.errors import StorageError
 from sweeps.ledger import Ledger
 from sweeps.trial import Update
 
@@ -52,6 +53,11 @@ class StudySearcher(Searcher):
             return
         self._live.discard(trial_id)
         update = None if result is None else Update.from_result(result)
+        attempt = self._ledger.attempt
+        if update is not None and update.fault:
+            attempt.broken = StorageError(update.fault)
+        if attempt.broken is not None:
+            return  # the attempt is over, the trial is not: a successor goes on with it
         self._ledger.end(self._numbers[trial_id], update or self._last.pop(trial_id, None))
 
     def save(self, checkpoint_path: str) -> None:

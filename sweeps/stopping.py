@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from simpo.errors import SimPOError
-from sweeps.run_dir import Attempt
+from simpo.errors import SimPOError, StorageError
+from sweeps.run_dir import Attempt, Level
 
 log = logging.getLogger(__name__)
 
@@ -76,25 +76,35 @@ def stoppable() -> Iterator[Stop]:
 
 @contextmanager
 def ending_told(attempt: Attempt, stop: Stop) -> Iterator[None]:
-    """The journal hears why the attempt ended early; the exception goes on. USER_ERROR: a SimPOError."""
+    """The journal hears why the attempt ended early; the exception goes on.
+
+    USER_ERROR: a SimPOError, but not a full disk: the same spec may go well in the next attempt.
+    """
     try:
         yield
     except Stopped as stopped:
-        attempt.append("job.stopped", str(stopped), {"reason": str(stopped)}, level="warn")
+        _close(attempt, "job.stopped", str(stopped), {"reason": str(stopped)}, "warn")
         raise
     except SimPOError as error:
-        _note_failure(attempt, "USER_ERROR", error)
+        _note_failure(attempt, "SYSTEM_ERROR" if isinstance(error, StorageError) else "USER_ERROR", error)
         raise
     except Exception as error:
         if stop.reason is not None:  # a library has put its own exception in the place of Stopped
-            attempt.append("job.stopped", stop.reason, {"reason": stop.reason}, level="warn")
+            _close(attempt, "job.stopped", stop.reason, {"reason": stop.reason}, "warn")
             raise Stopped(stop.reason) from error
         _note_failure(attempt, "SYSTEM_ERROR", error)
         raise
 
 
 def _note_failure(attempt: Attempt, kind: str, error: Exception) -> None:
-    log.error("attempt %d failed", attempt.number, exc_info=kind == "SYSTEM_ERROR")
     message = str(error) or type(error).__name__
+    log.error("attempt %d failed", attempt.number, exc_info=not isinstance(error, SimPOError))
     data = {"class": kind, "code": type(error).__name__, "message": message}
-    attempt.append("job.failed", message, data, level="error")
+    _close(attempt, "job.failed", message, data, "error")
+
+
+def _close(attempt: Attempt, kind: str, message: str, data: dict[str, str], level: Level) -> None:
+    try:
+        attempt.last_word(kind, message, data, level=level)
+    except StorageError as full:
+        log.error("the journal of attempt %d cannot say %r: %s", attempt.number, message, full)

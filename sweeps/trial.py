@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 import transformers
 
-from simpo.checkpoint import newest_valid, read_manifest, restore, save_checkpoint
+from simpo.checkpoint import restore, save_checkpoint
 from simpo.config import OptimConfig
-from simpo.errors import CheckpointError, NonFiniteStep, SimPOError
+from simpo.errors import CheckpointError, NonFiniteStep, SimPOError, StorageError
 from simpo.fit import TrainState, fit
 from simpo.lora import add_lora
 from simpo.memory import apply_checkpointing, keep_freed_pages
@@ -36,9 +36,13 @@ from sweeps.prepare import RUNG_SEED, measure_on
 from sweeps.prepared import HeldOut, load_facts, load_plan, load_reference
 from sweeps.run_dir import RunDir
 from sweeps.spec import SweepSpec, parse_spec
+from sweeps.way_back import WayBack, way_back
 
 PROGRESS_REPORTS = 12
 """About so many progress reports a trial: a curve for people, a trickle for the journal."""
+
+
+UpdateKind = Literal["started", "progress", "rung", "end"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +84,7 @@ class Assignment:
 class Update:
     """What a trial tells its driver."""
 
-    kind: Literal["progress", "rung", "end"]
+    kind: UpdateKind
     step: int
     metrics: dict[str, float] = field(default_factory=dict)
     """progress: the newest step report. rung and end: measured on held-out data."""
@@ -89,11 +93,17 @@ class Update:
     outcome: Outcome | None = None
     """Set at the end."""
     checkpoint: str | None = None
-    """Absolute path of the full-budget checkpoint."""
+    """Absolute path of the full-budget checkpoint; of a start, of the one that it goes on from."""
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+    """Of a start: path and reason of the newer checkpoints that could not be read."""
+    fault: str = ""
+    """Set at an end that is not the trial's: what stops the whole attempt, a full disk."""
     seconds: float = 0.0
     """Since the trial began."""
     pid: int = 0
     """Of the reporting process, for the memory count."""
+    node: str = ""
+    """Ray's id of the node that it runs on; empty without Ray."""
 
     def as_result(self) -> dict[str, Any]:
         """One text value: Tune flattens nested results."""
@@ -162,13 +172,14 @@ def train_trial(
     step = 0
     rungs: dict[int, float] = {}
 
-    def update(kind: Literal["progress", "rung", "end"], metrics: Mapping[str, float], **more: Any) -> Update:
+    def update(kind: UpdateKind, metrics: Mapping[str, float], **more: Any) -> Update:
         seconds = round(time.monotonic() - began, 3)
         return Update(kind=kind, step=step, metrics=dict(metrics), seconds=seconds, pid=os.getpid(), **more)
 
     try:
-        state, rungs = _begin(bench, assignment)
-        step = state.step
+        state, found = _begin(bench, assignment)
+        step, rungs = state.step, found.rungs
+        yield update("started", {}, checkpoint=found.source, damaged=found.damaged)
         total, metric = state.total_steps, bench.spec.objective.metric
         rung_steps = (*plan_budget(bench.spec).rung_steps, total)
         every = max(1, total // PROGRESS_REPORTS)
@@ -206,6 +217,8 @@ def train_trial(
             reason="the wall-clock budget was spent",
         )
         yield update("end", {}, outcome=late_outcome)
+    except StorageError:
+        raise  # not this trial's failure: no trial could be kept now
     except (NonFiniteStep, SimPOError) as error:
         failed = Outcome(state="FAILED", step=step, rungs=rungs, reason=str(error))
         yield update("end", {}, outcome=failed)
@@ -213,18 +226,24 @@ def train_trial(
 
 def run_trial(config: dict[str, Any]) -> None:
     """The function that Tune calls, in a process that has run trials before or has not."""
-    from ray import tune  # noqa: PLC0415  # lazy: train_trial and its tests work without Ray
+    import ray  # noqa: PLC0415  # lazy: train_trial and its tests work without Ray
+    from ray import tune  # noqa: PLC0415  # lazy: the same
+
+    def tell(update: Update) -> None:
+        tune.report(replace(update, node=ray.get_runtime_context().get_node_id()).as_result())
 
     assignment = Assignment.from_config(config)
     keep_freed_pages()
     torch.set_num_threads(1)  # one trial, one core: the plan's parallelism is over trials
     try:
         for update in train_trial(workbench(assignment), assignment):
-            tune.report(update.as_result())
+            tell(update)
+    except StorageError as error:
+        tell(Update(kind="end", step=0, fault=str(error), pid=os.getpid()))
     except Exception as error:  # a bug here must end one trial with its reason, not the sweep
         _BENCHES.clear()
         failed = Outcome(state="FAILED", reason=f"{type(error).__name__}: {error}")
-        tune.report(Update(kind="end", step=0, outcome=failed, pid=os.getpid()).as_result())
+        tell(Update(kind="end", step=0, outcome=failed, pid=os.getpid()))
     finally:
         gc.collect()
 
@@ -245,24 +264,25 @@ def workbench(assignment: Assignment) -> Workbench:
     return _BENCHES[assignment.prepared]
 
 
-def _begin(bench: Workbench, assignment: Assignment) -> tuple[TrainState, dict[int, float]]:
-    """A fresh state, or one from the newest valid checkpoint of this attempt or a predecessor; rungs passed so far."""
+def _begin(bench: Workbench, assignment: Assignment) -> tuple[TrainState, WayBack]:
+    """A fresh state, or one from the newest valid checkpoint of this attempt or a predecessor."""
     spec = bench.spec
     torch.manual_seed(spec.seed)
     optim = OptimConfig(learning_rate=float(assignment.params["learning_rate"]), **spec.optim.model_dump())
     model = bench.fresh_model()
     apply_checkpointing(model, bench.plan, spec.train.checkpointing)
-    found = [newest_valid(parent) for parent in (assignment.directory, *assignment.resume)]
-    rungs = sorted((path.name, path) for path in found if path is not None and path.name.startswith("rung-"))
-    if rungs:
-        newest = rungs[-1][1]
-        passed = read_manifest(newest, verify=False)["rungs"]
-        state = restore(newest, model, optim, spec.budget.steps)
-        if state.step >= assignment.start:
-            return state, {int(step): value for step, value in passed.items()}
+
+    def restored(rung: Path) -> TrainState:
+        return restore(rung, model, optim, spec.budget.steps)
+
+    found = way_back((assignment.directory, *assignment.resume), restored, at_least=assignment.start)
+    if found.state is not None:
+        return found.state, found
     if assignment.start:
         raise CheckpointError(f"no valid checkpoint of step {assignment.start} is left of the trial it goes on from")
-    return TrainState.fresh(model, optim, spec.budget.steps), {}
+    if found.damaged:
+        model = bench.fresh_model()  # a rung may have been read halfway
+    return TrainState.fresh(model, optim, spec.budget.steps), found
 
 
 def _verdict(

@@ -92,7 +92,8 @@ def test_a_resumed_trial_equals_the_undisturbed_one(bench: Workbench, place: Pat
     if source == "a predecessor's":
         told = _assignment(place, tmp_path / "next", resume=[str(tmp_path / "dead")])
     rest = list(train_trial(bench, told))
-    assert rest[0].step == 9, "it starts from the rung at step 8"
+    assert (rest[0].kind, rest[0].step, rest[1].step) == ("started", 8, 9), "it starts from the rung at step 8"
+    assert rest[0].checkpoint == str(tmp_path / "dead" / "rung-000008")
     assert rest[-1].outcome == whole[-1].outcome
     assert rest[-1].metrics == whole[-1].metrics
 
@@ -102,7 +103,9 @@ def test_a_damaged_rung_is_passed_over(bench: Workbench, place: Path, tmp_path: 
     (tmp_path / "rung-000008" / "model.safetensors").write_bytes(b"torn")
     shutil.rmtree(tmp_path / "final")
     rest = list(train_trial(bench, _assignment(place, tmp_path)))
-    assert rest[0].step == 5, "the rung at step 4 is the newest whole one"
+    assert (rest[0].step, rest[1].step) == (4, 5), "the rung at step 4 is the newest whole one"
+    assert [path for path, _ in rest[0].damaged] == [str(tmp_path / "rung-000008")]
+    assert "differs from its hash" in rest[0].damaged[0][1]
 
 
 def test_a_cutoff_stops_a_trial_at_its_rung(bench: Workbench, place: Path, tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ def test_a_generation_hands_on_to_heirs_with_other_rates(place: Path, tmp_path: 
     assert (tmp_path / "trl_0000" / "rung-000006" / "manifest.json").exists()
     again = list(train_trial(bench, parent))
     assert _end(again) == _end(updates), "its process died before the last word"
-    assert [update.kind for update in again] == ["end"]
+    assert [update.kind for update in again] == ["started", "end"]
     assert again[-1].metrics == updates[-1].metrics
     heir = _assignment(
         place,
