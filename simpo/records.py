@@ -1,11 +1,13 @@
 """Rows become validated preferences; what cannot be used is dropped, counted by reason and shown by row number.
 
-Accepted shapes, after TRL's data formats:
+Accepted shapes, after TRL's data formats and OpenAI's for preferences:
 
     explicit prompt, text           {"prompt": "...", "chosen": "...", "rejected": "..."}
     explicit prompt, conversation   {"prompt": [turns], "chosen": [assistant turn], "rejected": [assistant turn]}
     implicit prompt                 {"chosen": prompt + answer, "rejected": prompt + answer}, text or turns
     both                            a prompt beside whole conversations (UltraFeedback): the conversations decide
+    OpenAI's                        {"input": {"messages": [turns]}, "preferred_output": [assistant turn],
+                                     "non_preferred_output": [assistant turn]}
 
 A turn is {"role": ..., "content": ...}. Malformed rows (wrong types) stop the reading with the line number: they are a
 mistake in the file. Unusable rows (an empty response, nothing to prefer) are a fact about the data: they are counted.
@@ -27,6 +29,7 @@ DROP_REASONS: Mapping[str, str] = {
     "prompt_mismatch": "the prompt column is not what the conversations in chosen and rejected begin with",
     "prompt_not_ending_in_user_turn": "the last turn of the prompt is not the user's",
     "response_not_one_assistant_turn": "after the shared prompt, chosen or rejected is not exactly one assistant turn",
+    "tools": "input offers tools, and calls of tools are not trained here",
     "content_not_text": "a turn's content is not text (null, images or tool calls)",
     "invalid_unicode": "the text holds half a surrogate pair and cannot be written as UTF-8",
 }
@@ -137,6 +140,8 @@ class _Malformed(Exception):
 
 
 def _preference(values: Mapping[str, Any], number: str) -> Preference:
+    if "preferred_output" in values and "chosen" not in values:
+        values = _from_openai(values)
     prompt, chosen, rejected = (values.get(key) for key in ("prompt", "chosen", "rejected"))
     if chosen is None or rejected is None:
         raise _Unusable("empty_response")
@@ -152,6 +157,17 @@ def _preference(values: Mapping[str, Any], number: str) -> Preference:
     identity = values.get("id")
     identity = number if identity is None or isinstance(identity, Mapping | list) else str(identity)
     return _checked(Preference(prompt=settled[0], chosen=settled[1], rejected=settled[2], id=identity))
+
+
+def _from_openai(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """OpenAI's preference row under our names. A model that is served here calls no tools."""
+    given = values.get("input")
+    if not isinstance(given, Mapping) or not isinstance(given.get("messages"), list):
+        raise _Malformed('input must be {"messages": [turns]}')
+    if given.get("tools"):
+        raise _Unusable("tools")
+    chosen, rejected = values["preferred_output"], values.get("non_preferred_output")
+    return {"id": values.get("id"), "prompt": given["messages"], "chosen": chosen, "rejected": rejected}
 
 
 def _prompt(value: Any) -> Prompt | None:

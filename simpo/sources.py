@@ -17,12 +17,13 @@ import pyarrow.parquet
 
 from simpo.errors import DataError
 
-COLUMNS = ("id", "prompt", "chosen", "rejected")
+COLUMNS = ("id", "prompt", "chosen", "rejected", "input", "preferred_output", "non_preferred_output")
 """The columns that are read; every other one is left alone."""
 
 FORMATS = ".jsonl, .jsonl.gz, .parquet, a directory saved by datasets' save_to_disk, or a hub id org/name[:split]"
 
 _REQUIRED = ("chosen", "rejected")
+_OPENAI_REQUIRED = ("input", "preferred_output", "non_preferred_output")
 _LOCAL_SUFFIX = re.compile(r"\.(jsonl?|csv|tsv|txt|parquet|arrow|gz|zip|zst|ya?ml)$", re.IGNORECASE)
 _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<split>\S+))?")
 
@@ -175,12 +176,14 @@ def _dataset_rows(dataset: Any, source: str) -> Iterator[Row]:
 
 def _check_columns(names: Iterable[str], source: str, line: int | None = None) -> None:
     present = list(names)
-    for column in _REQUIRED:
+    # Whoever has one of OpenAI's two names for an answer means its format, unless ours are there.
+    theirs = not set(_REQUIRED) & set(present) and bool(set(_OPENAI_REQUIRED[1:]) & set(present))
+    for column in _OPENAI_REQUIRED if theirs else _REQUIRED:
         if column not in present:
             shown = ", ".join(map(str, present[:8])) or "none"
             reason = (
                 f"there is no column {column!r} (there are: {shown}): preference rows have chosen, rejected and, "
-                "unless the two share it, prompt"
+                "unless the two share it, prompt; or OpenAI's input, preferred_output and non_preferred_output"
             )
             raise DataError(reason, source, line)
 

@@ -68,6 +68,16 @@ SHAPES: dict[str, tuple[dict[str, Any], Any, str, str]] = {
         "yes",
         "no",
     ),
+    "OpenAI's": (
+        {
+            "input": {"messages": TALK, "tools": [], "parallel_tool_calls": True},
+            "preferred_output": [assistant("yes")],
+            "non_preferred_output": [assistant("no")],
+        },
+        TALK_TURNS,
+        "yes",
+        "no",
+    ),
     "implicit text": (  # TRL's own example: the shared space goes to the responses
         {"chosen": "The sky is blue.", "rejected": "The sky is green."},
         "The sky is",
@@ -109,6 +119,14 @@ UNUSABLE: list[tuple[str, dict[str, Any]]] = [
     ("response_not_one_assistant_turn", {**GOOD, "chosen": [assistant("yes"), user("why"), assistant("so")]}),
     ("response_not_one_assistant_turn", {**GOOD, "chosen": [user("yes")]}),
     ("response_not_one_assistant_turn", {"chosen": TALK[:2], "rejected": [*TALK, assistant("more")]}),
+    (
+        "tools",
+        {
+            "input": {"messages": TALK, "tools": [{"type": "function"}]},
+            "preferred_output": [assistant("yes")],
+            "non_preferred_output": [assistant("no")],
+        },
+    ),
     ("content_not_text", {**GOOD, "chosen": [{"role": "assistant", "content": None}]}),
     ("content_not_text", {**GOOD, "prompt": [{"role": "user", "content": [{"type": "image"}]}]}),
     ("invalid_unicode", {**GOOD, "chosen": [assistant("\ud800")]}),
@@ -140,6 +158,8 @@ MALFORMED: list[tuple[str, str]] = [
     ("[1, 2]", "must be a JSON object, not list"),
     ('{"question": "a", "answer": "b"}', r"no column 'chosen' \(there are: question, answer\)"),
     ('{"prompt": "a", "chosen": "b"}', "no column 'rejected'"),
+    ('{"input": {"messages": []}, "preferred_output": []}', "no column 'non_preferred_output'"),
+    ('{"input": "a", "preferred_output": [], "non_preferred_output": []}', "input must be .*messages"),
     ('{"prompt": "a", "chosen": 1, "rejected": 2}', "must both be text or both be lists|text or a list of turns"),
     ('{"prompt": "a", "chosen": "b", "rejected": [{"role": "assistant", "content": "c"}]}', "must both be text"),
     ('{"prompt": 7, "chosen": "b", "rejected": "c"}', "prompt must be text or a list of turns, not int"),
