@@ -21,7 +21,8 @@ class Chosen:
 
     sweep_id: str
     checkpoint: str
-    """Id of the trial, or base: what `winner` stands for is looked up."""
+    """Id of the trial, or base: what `winner` stands for is looked up. A winner that no trial has trained (a soup, a
+    scaled finalist) stays `winner`."""
     path: str
     """Its directory."""
 
@@ -30,7 +31,7 @@ def chosen(session: Session, settings: Settings, sweep_id: str, checkpoint: str)
     """The checkpoint under the name that it keeps. Raises as `model_path`."""
     path = model_path(session, settings, sweep_id, checkpoint)
     best = (session.get_one(Sweep, sweep_id).result or {}).get("best") or {}
-    name = str(best["trial_id"]) if checkpoint == WINNER else checkpoint
+    name = str(best["trial_id"]) if checkpoint == WINNER and "recipe" not in best else checkpoint
     return Chosen(sweep_id=sweep_id, checkpoint=name, path=path)
 
 

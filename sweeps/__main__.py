@@ -237,7 +237,9 @@ def _access(judge: Any, public_judge: bool) -> "JudgeAccess":
 def _plan(spec: SweepSpec) -> str:
     plan = plan_budget(spec)
     rungs = f", compared at steps {', '.join(map(str, plan.rung_steps))}" if plan.rung_steps else ""
-    return f"{spec.method}, {plan.trials} trials of {plan.steps} steps{rungs}; about {plan.likely_steps} steps in all"
+    again = f", {plan.retrainings} retrainings of finalists" if plan.retrainings else ""
+    trials = f"{plan.trials} trials of {plan.steps} steps{rungs}{again}"
+    return f"{spec.method}, {trials}; about {plan.likely_steps} steps in all"
 
 
 def main(arguments: list[str] | None = None) -> None:

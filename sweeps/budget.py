@@ -25,8 +25,10 @@ class BudgetPlan:
     where trials go on as others, the ends of all generations but the last."""
     window: int
     """Trial i is asked when trials 0 to i - window have been told; as long as the sweep where nobody waits."""
+    retrainings: int
+    """Trainings of finalists under further seeds, after the search and no part of it; all of `steps`."""
     most_steps: int
-    """Optimiser steps if nothing is stopped early."""
+    """Optimiser steps if nothing is stopped early, retrainings included."""
     likely_steps: int
     """Optimiser steps if the comparisons let the best 1/reduction_factor through from the start."""
     wall_clock_s: float | None
@@ -66,6 +68,7 @@ def plan_budget(spec: SweepSpec) -> BudgetPlan:
         rungs = tuple(round(steps * (past + 1) / scheduler.generations) for past in range(scheduler.generations - 1))
         most = likely = float(scheduler.population * steps)
         points = scheduler.population
+    retrainings = min(spec.finals.candidates, trials) * (spec.finals.seeds - 1)
     return BudgetPlan(
         trials=trials,
         points=points or trials,
@@ -73,8 +76,9 @@ def plan_budget(spec: SweepSpec) -> BudgetPlan:
         rung_steps=rungs,
         # Twice the trials at once: while one slow trial is held back, the others still find work.
         window=2 * spec.parallel.trials if spec.mode == "deterministic" else trials,
-        most_steps=round(min(most, spec.budget.total_steps or most)),
-        likely_steps=round(min(likely, spec.budget.total_steps or likely)),
+        retrainings=retrainings,
+        most_steps=round(min(most, spec.budget.total_steps or most)) + retrainings * steps,
+        likely_steps=round(min(likely, spec.budget.total_steps or likely)) + retrainings * steps,
         wall_clock_s=spec.budget.wall_clock_s,
     )
 

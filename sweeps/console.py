@@ -9,7 +9,7 @@ from rich.text import Text
 
 from sweeps.board import Board, reference_line
 from sweeps.board_view import point, trial_table
-from sweeps.report_search import correlation
+from sweeps.report_search import correlation, standing
 from sweeps.run_dir import RunDir, read_journal
 from sweeps.spec import SweepSpec
 
@@ -27,7 +27,8 @@ def result_view(result: Mapping[str, Any]) -> Group:
         cells = (str(row["rank"]), f"{row['number']}{winner}", row["state"] + tied, _figure(row["value"]), interval)
         table.add_row(*cells, str(row["step"]), point(row["params"]))
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("winner", f"{result['best']['trial_id']}: {point(result['best']['params'])}")
+    made = f"{result['best']['candidate']}, from " if "candidate" in result["best"] else ""
+    facts.add_row("winner", f"{made}{result['best']['trial_id']}: {point(result['best']['params'])}")
     facts.add_row("checkpoint", str(result["best"]["checkpoint"]))
     if result["win_rate"] is not None:
         facts.add_row("win rate over base", estimate(result["win_rate"]))
@@ -37,6 +38,8 @@ def result_view(result: Mapping[str, Any]) -> Group:
         if judged := row.get("judged"):
             ties = f", tied with {', '.join(judged['tied_with'])}" if judged["tied_with"] else ""
             facts.add_row(f"{judged['name']} over base", estimate(judged) + ties)
+    for row in (result.get("finals") or {}).get("rows") or ():
+        facts.add_row(f"final of {row['name']}", standing(row))
     for row in result.get("rungs") or ():
         facts.add_row(f"order at step {row['step']}", correlation(row))
     for row in result.get("pareto") or ():

@@ -16,11 +16,12 @@ from sweeps.engine import WarmEngine, new_tuner
 from sweeps.finals import Verdict, hold_finals, no_winner
 from sweeps.judges import JudgeAccess, check_judges
 from sweeps.leaderboard import leaderboard
-from sweeps.ledger import Ledger
+from sweeps.ledger import Ended, Ledger
 from sweeps.prepare import Splits, prepare, read_inputs
 from sweeps.prepared import Facts, load_facts, sealed_for
 from sweeps.pulse import Pulse
 from sweeps.ray_session import ray_session, trials_that_fit
+from sweeps.retrainings import Retrained, Retrainings, weights_of
 from sweeps.run_dir import Attempt, Record, RunDir
 from sweeps.samplers import check_installed
 from sweeps.search_facts import search_facts
@@ -110,24 +111,29 @@ class _Attempt:
                 self.attempt.append("reference.ready", reference_line(facts.reference), facts.reference)
             ledger = Ledger(self.attempt, self.spec, prepared, self.clock)
             self.pulse.counts, self.pulse.pids = ledger.counts, lambda: set(ledger.pids)
-            with self.clock.enter("searching"):
-                self._phase("searching", 0.0, f"searching: {ledger.study.plan.trials} trials")
-                try:
-                    if engine is None:
-                        self._search(ledger, trials_at_once)
-                    else:
-                        engine.search(ledger, self.stop)
-                finally:
-                    ledger.close()
+            with self._warm(engine, trials_at_once) as warm:
+                with self.clock.enter("searching"):
+                    self._phase("searching", 0.0, f"searching: {ledger.study.plan.trials} trials")
+                    try:
+                        if warm is None:
+                            self._search(ledger, trials_at_once)
+                        else:
+                            warm.search(ledger, self.stop)
+                    finally:
+                        ledger.close()
+                finalists = ledger.finalists()
+                retrained = {} if warm is None else self._retrain(ledger, finalists, warm)
         with self.clock.enter("finals"):
-            self._phase("finals", 0.0, f"finals: {len(ledger.finalists())} finalists")
-            finalists = ledger.finalists()
+            self._phase("finals", 0.0, f"finals: {len(finalists)} finalists")
             if not finalists:
                 raise no_winner(ledger.ended.values())
-            run = self.attempt.run
-            verdict = hold_finals(self.spec, facts, prepared, run, finalists, self._evaluated, self.access)
+            run, mixtures = self.attempt.run, self.attempt.path / "mixtures"
+            what = (self.spec, facts, prepared, run, finalists, self._evaluated, self.access)
+            verdict = hold_finals(*what, retrained=retrained, mixtures=mixtures)
         result = self._result(facts, ledger, verdict)
         self.attempt.publish_result(result)
+        for folder in weights_of(run, finalists):  # the winner's weights are of the search's own seed
+            shutil.rmtree(folder, ignore_errors=True)
         self._phase("done", 1.0, "done")
         best = result["best"]
         self.attempt.append("job.finished", f"the winner is trial {best['trial_id']}", {"best": best})
@@ -190,8 +196,28 @@ class _Attempt:
         self.attempt.check()
         shutil.rmtree(self.attempt.path / "tune", ignore_errors=True)  # pickles and empty folders
 
+    @contextmanager
+    def _warm(self, engine: WarmEngine | None, trials_at_once: int) -> Iterator[WarmEngine | None]:
+        """The engine that runs the trials; None where nothing is trained after the search: Tune alone does that."""
+        if engine is not None or self.spec.finals.seeds == 1:
+            yield engine
+            return
+        workers = self.spec.parallel.workers_per_trial
+        own = WarmEngine(self.attempt.path / "engine", trials_at_once=trials_at_once, workers_per_trial=workers)
+        with own.running():
+            yield own
+
+    def _retrain(self, ledger: Ledger, finalists: Sequence[Ended], engine: WarmEngine) -> dict[int, list[Retrained]]:
+        """The finalists under further training seeds, by number."""
+        books = Retrainings(ledger, finalists)
+        if books.wanted and finalists:
+            with self.clock.enter("retraining"):
+                self._phase("retraining", 0.0, f"{len(finalists)} finalists, {books.wanted} further training seeds")
+                engine.search(books, self.stop)
+        return {finalist.ask.number: books.of(finalist) for finalist in finalists}
+
     def _result(self, facts: Facts, ledger: Ledger, verdict: Verdict) -> dict[str, Any]:
-        run, winner = self.attempt.run, verdict.winner
+        run, winner, contest = self.attempt.run, verdict.winner, verdict.contest
         counts = ledger.counts()
         counts.pop("RUNNING")
         base = Path(facts.base)
@@ -209,9 +235,15 @@ class _Attempt:
                 "value": winner.outcome.value,
                 "checkpoint": winner.checkpoint,
                 "step": winner.outcome.step,
+                **({} if contest is None else contest.made()),
             },
+            **({} if contest is None else {"finals": contest.as_dict()}),
             "leaderboard": leaderboard(
-                list(ledger.ended.values()), self.spec.objective, verdict.judged, self.spec.other_objectives
+                list(ledger.ended.values()),
+                self.spec.objective,
+                verdict.judged,
+                self.spec.other_objectives,
+                None if contest is None else contest.by_trial(),
             ),
             **search_facts(ledger),
             "trials": counts,

@@ -17,8 +17,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from sweeps.ledger import Ledger
-from sweeps.searcher import StudySearcher
+from sweeps.searcher import Books, StudySearcher
 from sweeps.stopping import Stop
 from sweeps.trial import run_trial
 from sweeps.worker import DRIVER_CPUS, run_worker_trial
@@ -86,12 +85,12 @@ class WarmEngine:
             self._thread.join(CLOSING_S)
             shutil.rmtree(self._directory, ignore_errors=True)
 
-    def search(self, ledger: Ledger, stop: Stop) -> None:
-        """Run a ledger's search to its end. Raises Stopped, and what went wrong in Tune."""
+    def search(self, books: Books, stop: Stop) -> None:
+        """Run all that the books ask for. Raises Stopped, and what went wrong in Tune."""
         try:
-            check = ledger.attempt.check
+            check = books.attempt.check
             self._wait(lambda: self.relay.resting == self.trials_at_once, stop, check, limit_s=WARMING_S)
-            self._wait(self.relay.begin(StudySearcher(ledger, self.trials_at_once)), stop, check)
+            self._wait(self.relay.begin(StudySearcher(books, self.trials_at_once)), stop, check)
             check()
         except BaseException:
             self.relay.abort()

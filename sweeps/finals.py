@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -11,17 +11,22 @@ from typing import Any
 from simpo.errors import SimPOError
 from simpo.evaluation.evidence import evidence_of, figures_of
 from simpo.evaluation.intervals import Estimate
+from simpo.evaluation.preference import averages
 from simpo.evaluation.verdicts import PairwiseJudge
+from simpo.evaluation.win_rate import preferences
 from simpo.generate import generate
 from simpo.model import load_model, load_tokenizer
 from sweeps.constraints import violations
+from sweeps.contest import Contest, Seen, hold_contest
 from sweeps.judged_finals import SELF_PROMPTS, AnswerSet, Choice, Judgement, choose, report, shares_of
 from sweeps.judges import JudgeAccess, pairwise_judge
 from sweeps.judges_spec import Endpoint, JudgeEndpoint
 from sweeps.ledger import Ended
 from sweeps.measure import Measurement, right_answers
+from sweeps.mixtures import Mixtures
 from sweeps.prepare import REPORT_SEED, measure_on
 from sweeps.prepared import Facts, HeldOut
+from sweeps.retrainings import Retrained
 from sweeps.run_dir import RunDir
 from sweeps.spec import SweepSpec
 
@@ -62,6 +67,8 @@ class Verdict:
     """What the judge said of those answers, and whether to believe it; None without a judge."""
     evidence: dict[str, Any]
     """What a gate may decide on, where the winner would replace the base (`simpo.evaluation.evidence`)."""
+    contest: Contest | None = None
+    """How the winner was chosen over training seeds and mixtures; None where the finalists alone met."""
 
     @property
     def win_rate(self) -> Estimate | None:
@@ -91,18 +98,28 @@ def hold_finals(
     finalists: Sequence[Ended],
     note: Note,
     access: JudgeAccess | None = None,
+    *,
+    retrained: Mapping[int, Sequence[Retrained]] | None = None,
+    mixtures: Path | None = None,
 ) -> Verdict:
     """Choose the winner and measure it. There is at least one finalist (see `no_winner`).
 
-    access: the keys of judges behind a network.
+    access: the keys of judges behind a network. retrained: the finalists under further training seeds, by number.
+    mixtures: where candidates without training are made; in the run directory.
     """
     rungs, untouched = HeldOut.load(prepared / "rungs"), HeldOut.load(prepared / "report")
     judging: contextlib.AbstractContextManager[PairwiseJudge | None] = contextlib.nullcontext()
     if spec.judge is not None:
         judging = pairwise_judge(spec.judge, run.root, access or JudgeAccess())
     with judging as judge:
-        choice = None
-        if judge is not None and isinstance(spec.judge, Endpoint) and len(finalists) > 1:
+        choice, contest = None, None
+        if spec.finals.contested:
+            mixed = Mixtures(spec, facts, mixtures or run.root / "mixtures")
+            contest = hold_contest(
+                spec, run.root, finalists, retrained or {}, lambda place: _seen(spec, facts, rungs, place), mixed, note
+            )
+            winner = contest.winner
+        elif judge is not None and isinstance(spec.judge, Endpoint) and len(finalists) > 1:
             winner, choice = _choose_by_judge(spec, facts, rungs, run, finalists, note, judge)
         else:
             winner = _choose(spec, facts, rungs, run, finalists, note)
@@ -117,7 +134,9 @@ def hold_finals(
             answered = _answer_set(spec, facts, untouched, base, seed)
             judgement = _report(spec, answered, tuned, judge, run, choice, access, finalists=len(finalists))
     evidence = _evidence(spec, untouched, base, tuned, judgement)
-    verdict = Verdict(winner=winner, base=base, tuned=tuned, judgement=judgement, evidence=evidence)
+    verdict = Verdict(
+        winner=winner, base=base, tuned=tuned, judgement=judgement, evidence=evidence, contest=contest
+    )
     rate = "" if verdict.win_rate is None else f": beats the base on {verdict.win_rate}"
     data = {"what": "winner", "trial_id": winner.ask.trial_id, "metrics": tuned.metrics()}
     if judgement is not None:
@@ -145,6 +164,29 @@ def _choose(
         data = {"what": "finalist", "trial_id": finalist.ask.trial_id, "metrics": mean, "value": value}
         note(f"finalist trial {finalist.ask.number}: {spec.objective.metric} {value:.4f}", data)
     return finalists[min(standing)[2]]
+
+
+def _seen(spec: SweepSpec, facts: Facts, rungs: HeldOut, place: str) -> Seen:
+    """A contender's model on the rungs: answers are sampled with fresh seeds where they matter, and only there."""
+    metric = spec.objective.metric
+    seeds = FINAL_SEEDS if metric == "win_rate" else FINAL_SEEDS[:1]
+    asked = rungs if metric == "win_rate" or spec.constraints else replace(rungs, prompts=[])
+    each = [_measure(spec, facts, asked, place, spec.seed + seed) for seed in seeds]
+    mean = {key: fmean(measured.metrics()[key] for measured in each) for key in each[0].metrics()}
+    if metric == "win_rate":
+        by_sample = [preferences(measured.scores or (), rungs.base_scores or ()) for measured in each]
+        return Seen(items=[_both(column) for column in zip(*by_sample, strict=True)], metrics=mean)
+    scores = each[0].pair_scores
+    assert scores is not None  # of `measure`
+    chosen, rejected = averages(scores)
+    margins = [w - r for w, r in zip(chosen, rejected, strict=True)]
+    return Seen(items=margins if metric == "margin" else [float(margin > 0) for margin in margins], metrics=mean)
+
+
+def _both(samples: Sequence[float | None]) -> float | None:
+    """The mean over samplings; a failed judgement of one leaves the prompt out."""
+    known = [sample for sample in samples if sample is not None]
+    return fmean(known) if len(known) == len(samples) else None
 
 
 def _found(finalist: Ended) -> float:
@@ -231,9 +273,7 @@ def _evidence(
         measured.behaviour(right_answers(spec, held_out.instructions, measured.answers)) for measured in (tuned, base)
     )
     judged = None if judgement is None else judgement.report
-    figures = figures_of(
-        candidate, reference, reference, reference_lengths=held_out.reference_lengths, judged=judged
-    )
+    figures = figures_of(candidate, reference, reference, reference_lengths=held_out.reference_lengths, judged=judged)
     return evidence_of(figures, judged, source="finals", reference="base", prompts=len(held_out.prompts))
 
 

@@ -15,6 +15,7 @@ def leaderboard(
     objective: Objective,
     judged: Mapping[str, dict[str, Any]] | None = None,
     others: Sequence[Objective] = (),
+    contested: Mapping[str, dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """One row a trial: complete ones by value, then stopped ones by how far and how well they got, then the others.
 
@@ -22,7 +23,8 @@ def leaderboard(
     tell them apart. `judged`: by trial id, how a pairwise judge has compared the finalists: estimate, interval, number
     judged, whom it is tied with (`simpo.evaluation.adaptive.Standing`); None for the other trials. `others`: further
     objectives; complete trials then stand by Pareto front, and within one by the first objective. Each row has its
-    `front` (0: beaten by nobody) and its `others`.
+    `front` (0: beaten by nobody) and its `others`. `contested`: by trial id, how the finalists stand over several
+    training seeds (`sweeps.contest`); each row then has its `finals`, None for who was no finalist.
     """
     sign = objective.sign
     front = _fronts(trials, objective, others)
@@ -41,6 +43,7 @@ def leaderboard(
             **_row(rank, trial, best),
             "judged": (judged or {}).get(trial.ask.trial_id),
             **({"front": front.get(trial.ask.number), "others": trial.outcome.others} if others else {}),
+            **({} if contested is None else {"finals": contested.get(trial.ask.trial_id)}),
         }
         for rank, trial in enumerate(ranked, 1)
     ]

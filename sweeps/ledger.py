@@ -126,6 +126,10 @@ class Ledger:
         """Whether no further trial will start."""
         return self._drained
 
+    def number_of(self, trial_id: str) -> int:
+        """The place in the search that its id names."""
+        return int(trial_id.rpartition("_")[2])
+
     def update(self, number: int, update: Update) -> None:
         """Write what a running trial tells. An end waits for `end`."""
         ask = self.study.asks[number]
@@ -147,12 +151,8 @@ class Ledger:
         """Close a trial. `update` is its last word; None, or one without an outcome: its process died."""
         if number in self.ended:
             return
-        if update is None or update.outcome is None:
-            step = 0 if update is None else update.step
-            died = Outcome(state="FAILED", step=step, reason="the trial's process died (out of memory?)")
-            update = Update(kind="end", step=step, outcome=died)
-        assert update.outcome is not None
-        self.study.complete(number, update.outcome)
+        update, outcome = last_word(update)
+        self.study.complete(number, outcome)
         ended = Ended(
             ask=self.study.asks[number],
             outcome=self.study.outcomes[number],
@@ -249,6 +249,15 @@ class Ledger:
                 self.ended[number] = replace(ended, checkpoint=None)
             for rung in directory.glob("*rung-*"):  # and what a killed process had not finished: .rung-....partial-pid
                 shutil.rmtree(rung, ignore_errors=True)
+
+
+def last_word(update: Update | None) -> tuple[Update, Outcome]:
+    """A trial's last update and how it ended; None, or one without an outcome: its process died."""
+    if update is not None and update.outcome is not None:
+        return update, update.outcome
+    step = 0 if update is None else update.step
+    died = Outcome(state="FAILED", step=step, reason="the trial's process died (out of memory?)")
+    return Update(kind="end", step=step, outcome=died), died
 
 
 KEEP = 3

@@ -108,6 +108,7 @@ def report_json(
             "number": next((t.number for t in story.trials if t.trial_id == best.get("trial_id")), None),
             "value": best.get("value"),
             "step": best.get("step"),
+            **{key: best[key] for key in ("candidate", "recipe") if key in best},
         },
         "objective": objective,
         "win_rate": result.get("win_rate"),

@@ -117,9 +117,11 @@ def _headline(facts: Mapping[str, Any], metric: str) -> str:
         f'<div class="note">{escape(note)}</div></div>'
         for label, value, note in cards
     )
+    made = f"{best['candidate']}, made from " if best.get("candidate") else ""
     return (
         f"<h1>{escape(str(facts.get('name') or 'sweep'))}</h1>"
-        f'<p class="lead">Winner: <b>{escape(str(best.get("method")))}</b>, trial {escape(str(best.get("number")))}'
+        f'<p class="lead">Winner: <b>{escape(str(best.get("method")))}</b>, {escape(made)}'
+        f"trial {escape(str(best.get('number')))}"
         f" ({escape(point)}), chosen by {escape(metric.replace('_', ' '))}.</p>"
         f'<div class="cards">{body}</div>'
     )

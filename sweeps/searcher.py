@@ -1,23 +1,49 @@
-"""The bridge between Ray Tune and the ledger. All decisions are made elsewhere; Tune only runs what it is given.
+"""The bridge between Ray Tune and the books of what is to run: a search's ledger, or its finalists' retrainings.
+
+All decisions are made elsewhere; Tune only runs what it is given.
 
 Ray's own OptunaSearch tells Optuna that stopped trials are complete and leaves others running for ever.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
 from simpo.errors import StorageError
-from sweeps.ledger import Ledger
-from sweeps.trial import Update
+from sweeps.run_dir import Attempt
+from sweeps.trial import Assignment, Update
+
+
+class Books(Protocol):
+    """Who knows what is to be trained next, and is told how it went."""
+
+    @property
+    def attempt(self) -> Attempt:
+        """Where they are written."""
+
+    @property
+    def drained(self) -> bool:
+        """Whether no further trial will start."""
+
+    def next(self) -> Assignment | None:
+        """The next trial to run, or None: wait, or there is no more."""
+
+    def number_of(self, trial_id: str) -> int:
+        """The number by which a trial of `next` is spoken of below."""
+
+    def update(self, number: int, update: Update) -> None:
+        """What a running trial tells."""
+
+    def end(self, number: int, update: Update | None) -> None:
+        """Its last word; None, or one without an outcome: its process died."""
 
 
 class StudySearcher(Searcher):
-    """Asks the ledger for trials, carries their words back. One search, one process; never restored from a file."""
+    """Asks the books for trials, carries their words back. One search, one process; never restored from a file."""
 
-    def __init__(self, ledger: Ledger, max_concurrent: int) -> None:
+    def __init__(self, books: Books, max_concurrent: int) -> None:
         super().__init__()
-        self._ledger = ledger
+        self._books = books
         self._max_concurrent = max_concurrent
         # Tune names its trials itself; ours are stable over attempts.
         self._numbers: dict[str, int] = {}
@@ -28,10 +54,10 @@ class StudySearcher(Searcher):
         """A trial's config; None: nothing now; FINISHED: no more."""
         if len(self._live) >= self._max_concurrent:
             return None
-        assignment = self._ledger.next()
+        assignment = self._books.next()
         if assignment is None:
-            return Searcher.FINISHED if self._ledger.drained else None
-        self._numbers[trial_id] = int(assignment.trial_id.rpartition("_")[2])
+            return Searcher.FINISHED if self._books.drained else None
+        self._numbers[trial_id] = self._books.number_of(assignment.trial_id)
         self._live.add(trial_id)
         return assignment.as_config()
 
@@ -45,7 +71,7 @@ class StudySearcher(Searcher):
         update = Update.from_result(result)
         if update is not None and trial_id in self._live:
             self._last[trial_id] = update
-            self._ledger.update(self._numbers[trial_id], update)
+            self._books.update(self._numbers[trial_id], update)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Once a trial. Its last update has the outcome, unless its process died."""
@@ -53,12 +79,12 @@ class StudySearcher(Searcher):
             return
         self._live.discard(trial_id)
         update = None if result is None else Update.from_result(result)
-        attempt = self._ledger.attempt
+        attempt = self._books.attempt
         if update is not None and update.fault:
             attempt.broken = StorageError(update.fault)
         if attempt.broken is not None:
             return  # the attempt is over, the trial is not: a successor goes on with it
-        self._ledger.end(self._numbers[trial_id], update or self._last.pop(trial_id, None))
+        self._books.end(self._numbers[trial_id], update or self._last.pop(trial_id, None))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal is the search's memory."""

@@ -20,8 +20,12 @@ from simpo.methods import METHODS, method_from_dict, method_to_dict
 from sweeps.constraints import parse_constraint
 from sweeps.defaults import PRACTICE as PRACTICE
 from sweeps.defaults import scores_answers, with_task_defaults
+from sweeps.effort_spec import Budget as Budget
+from sweeps.effort_spec import Finals as Finals
+from sweeps.effort_spec import Parallel as Parallel
+from sweeps.effort_spec import check_finals
 from sweeps.faults import SpecError, faults_of
-from sweeps.judges_spec import JudgeSpec, RewardModel
+from sweeps.judges_spec import Endpoint, JudgeSpec, RewardModel
 from sweeps.search_spec import (
     Asha,
     Halving,
@@ -51,19 +55,6 @@ class Dataset(Strict):
     """Share of the training rows set aside for the rungs; the search sees only these."""
     limit: Annotated[int, Field(ge=4)] | None = None
     """Use at most so many rows of `train`."""
-
-
-class Budget(Strict):
-    """A hard stop that still returns the best so far."""
-
-    trials: Annotated[int, Field(ge=1, le=10_000)] = 16
-    steps: Annotated[int, Field(ge=1)] = 120
-    """Optimiser steps of a trial at full budget."""
-    wall_clock_s: Annotated[float, Field(gt=0)] | None = None
-    """After so many seconds no trial starts and running ones stop; finals still run."""
-    total_steps: Annotated[int, Field(ge=1)] | None = None
-    """Optimiser steps of all trials together: a trial starts only if it fits at full length. Steps of trials that were
-    stopped early are free for others."""
 
 
 class Train(Strict):
@@ -104,21 +95,6 @@ class Evaluation(Strict):
     """Prompts answered at each rung for judge and probes; 0 turns generation at rungs off."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
-
-
-class Finals(Strict):
-    """The finalists, chosen on rung data, meet on fresh prompts."""
-
-    candidates: Annotated[int, Field(ge=1)] = 2
-    prompts: Annotated[int, Field(ge=2)] = 500
-
-
-class Parallel(Strict):
-    """How much runs at once."""
-
-    trials: Annotated[int, Field(ge=1)] = 2
-    workers_per_trial: Annotated[int, Field(ge=1)] = 1
-    """More than 1: data-parallel workers through Ray Train, which may share the weights (train.sharding)."""
 
 
 class Job(Strict):
@@ -258,6 +234,14 @@ class SweepSpec(Job):
         if self.random_stratum and (self.scheduler.type == "pbt" or self.sampler.type == "grid"):
             chosen = "pbt" if self.scheduler.type == "pbt" else "grid"
             raise ConfigError(f"{chosen} lays down every trial's point beforehand: set it to 0", "random_stratum")
+        check_finals(
+            self.finals,
+            scheduler=self.scheduler.type,
+            sharded=self.train.sharding != "none",
+            endpoint=isinstance(self.judge, Endpoint),
+            win_rate=self.objective.metric == "win_rate",
+            rung_prompts=self.evaluation.rung_prompts,
+        )
         if self.budget.total_steps is not None and self.budget.total_steps < self.budget.steps:
             raise ConfigError("must be at least budget.steps, or no trial fits", "budget.total_steps")
         if self.train.batch_pairs < self.parallel.workers_per_trial:
@@ -329,6 +313,9 @@ _LATER: Mapping[str, Any] = {
     "train.sharding": "none",
     "random_stratum": 0.0,
     "budget.total_steps": None,
+    "finals.seeds": 1,
+    "finals.extra": [],
+    "finals.scales": [0.5, 0.75, 1.25],
     "sampler.candidates": 24,
     "sampler.sharpness": 1.0,
     "scheduler.control_group": 0.0,

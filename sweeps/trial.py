@@ -34,6 +34,7 @@ from sweeps.constraints import violations
 from sweeps.outcome import Outcome, State
 from sweeps.prepare import RUNG_SEED, measure_on
 from sweeps.prepared import HeldOut, load_facts, load_plan, load_reference
+from sweeps.replicate import Orders
 from sweeps.run_dir import RunDir
 from sweeps.spec import SweepSpec, parse_spec
 from sweeps.way_back import WayBack, way_back
@@ -68,6 +69,8 @@ class Assignment:
     """Step at which its parent's checkpoint must let it begin, or a later one of its own."""
     until: int | None = None
     """Step at which it ends, measured and with a checkpoint for its heirs; None: it goes to full budget."""
+    replicate: int = 0
+    """Training seed: 0 is the search's own, another one is a finalist's retraining (`sweeps.replicate`)."""
 
     def as_config(self) -> dict[str, Any]:
         """JSON form."""
@@ -135,8 +138,7 @@ class Workbench:
         facts = load_facts(directory)
         assert facts is not None, f"{directory} is not sealed"
         self.facts = facts
-        self.plan = load_plan(directory)
-        self.reference = load_reference(directory)
+        self.orders = Orders(self.spec.seed, load_plan(directory), load_reference(directory))
         self.rungs = HeldOut.load(directory / "rungs")
         self.tokenizer = load_tokenizer(facts.base, chat_template=self.spec.tokens.chat_template)
         self.model = load_model(facts.base, dtype=self.spec.train.dtype)
@@ -191,7 +193,7 @@ def train_trial(
             outcome = _verdict(bench.spec, assignment, step, total, rungs, measured)
             yield update("end", measured, interval=interval, outcome=outcome)
             return
-        for report in fit(state, bench.plan, method, reference=bench.reference, stop=late):
+        for report in fit(state, bench.orders.plan, method, reference=bench.orders.reference, stop=late):
             step = report.step
             if step % every == 0 or step in rung_steps:
                 yield update("progress", report.metrics())
@@ -270,7 +272,8 @@ def _begin(bench: Workbench, assignment: Assignment) -> tuple[TrainState, WayBac
     torch.manual_seed(spec.seed)
     optim = OptimConfig(learning_rate=float(assignment.params["learning_rate"]), **spec.optim.model_dump())
     model = bench.fresh_model()
-    apply_checkpointing(model, bench.plan, spec.train.checkpointing)
+    bench.orders.enter(assignment.replicate, model)
+    apply_checkpointing(model, bench.orders.plan, spec.train.checkpointing)
 
     def restored(rung: Path) -> TrainState:
         return restore(rung, model, optim, spec.budget.steps)
@@ -281,7 +284,7 @@ def _begin(bench: Workbench, assignment: Assignment) -> tuple[TrainState, WayBac
     if assignment.start:
         raise CheckpointError(f"no valid checkpoint of step {assignment.start} is left of the trial it goes on from")
     if found.damaged:
-        model = bench.fresh_model()  # a rung may have been read halfway
+        bench.orders.enter(assignment.replicate, bench.fresh_model())  # a rung may have been read halfway
     return TrainState.fresh(model, optim, spec.budget.steps), found
 
 
@@ -374,6 +377,7 @@ def _keep(bench: Workbench, assignment: Assignment, state: TrainState, rungs: Ma
             "method": method_to_dict(method_from_dict({"name": bench.spec.method, **_hyperparameters(params)})),
             "learning_rate": rate,
             "seed": bench.spec.seed,
+            **({"replicate": assignment.replicate} if assignment.replicate else {}),
             "rungs": dict(rungs),
             **policy_record(bench.tokenizer, bench.spec.tokens),
             "spec_hash": bench.facts.spec_hash,

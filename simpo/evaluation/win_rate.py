@@ -34,17 +34,19 @@ def win_rate(scores_a: Sequence[float | None], scores_b: Sequence[float | None])
 
 
 def tally(scores_a: Sequence[float | None], scores_b: Sequence[float | None]) -> Tally:
-    """Count wins, ties and losses of a against b."""
+    """Count wins, ties and losses of a against b. Raises DataError: unequal lengths."""
+    found = preferences(scores_a, scores_b)
+    return Tally(*(found.count(value) for value in (1.0, 0.5, 0.0, None)))
+
+
+def preferences(scores_a: Sequence[float | None], scores_b: Sequence[float | None]) -> list[float | None]:
+    """By prompt: 1 where a beats b, 0.5 for a tie, 0; None where a judgement is missing. Raises DataError: lengths."""
     if len(scores_a) != len(scores_b):
         raise DataError(f"{len(scores_a)} scores against {len(scores_b)}: compare answers to the same prompts")
-    wins = ties = losses = missing = 0
-    for a, b in zip(scores_a, scores_b, strict=True):
-        if a is None or b is None or math.isnan(a) or math.isnan(b):
-            missing += 1
-        elif a > b:
-            wins += 1
-        elif a < b:
-            losses += 1
-        else:
-            ties += 1
-    return Tally(wins, ties, losses, missing)
+    return [_preference(a, b) for a, b in zip(scores_a, scores_b, strict=True)]
+
+
+def _preference(a: float | None, b: float | None) -> float | None:
+    if a is None or b is None or math.isnan(a) or math.isnan(b):
+        return None
+    return 0.5 if a == b else float(a > b)

@@ -18,6 +18,8 @@ def _range(low: float, high: float, kind: str = "float") -> dict[str, Any]:
     return {"type": kind, "low": low, "high": high}
 
 
+ENDPOINT = {"type": "openai", "url": "http://127.0.0.1/v1", "model": "m", "max_requests": 900}
+
 REFUSED = [
     # body, field, words of the remedy
     ({"method": "ppo"}, "method", "use one of"),
@@ -64,6 +66,23 @@ REFUSED = [
     ({"train": {"sharding": "full"}}, "train.sharding", "nobody to share with"),
     ({"train": {"sharding": "zero2"}, "parallel": {"workers_per_trial": 2}}, "train.sharding", "'none' or 'full'"),
     ({"dataset": 3}, "dataset", "mapping"),
+    ({"finals": {"seeds": 0}}, "finals.seeds", "greater than or equal to 1"),
+    ({"finals": {"extra": ["merge"]}}, "finals.extra.0", "must be 'soup' or 'scale'"),
+    ({"finals": {"extra": ["soup", "soup"]}}, "finals.extra", "twice"),
+    ({"finals": {"extra": ["soup"], "candidates": 1}}, "finals.extra", "raise finals.candidates"),
+    ({"finals": {"scales": [1.0]}}, "finals.scales", "none of them 1"),
+    ({"finals": {"seeds": 2}, "judge": ENDPOINT, "objective": "accuracy"}, "finals.seeds", "money"),
+    ({"finals": {"extra": ["scale"]}, "evaluation": {"rung_prompts": 1}}, "finals.extra", "rung_prompts to 2"),
+    (
+        {"finals": {"seeds": 2}, "scheduler": "pbt", "budget": {"trials": 16}, "constraints": {}},
+        "finals.seeds",
+        "line of descent",
+    ),
+    (
+        {"finals": {"extra": ["soup"]}, "train": {"sharding": "full"}, "parallel": {"workers_per_trial": 2}},
+        "finals.extra",
+        "sharding: none",
+    ),
     ({"learning_rate": 1e-4, "method": {"name": "simpo", "beta": -2}}, "method.beta", "greater than 0"),
     ({"learning_rate": 1e-4, "method": {"name": "simpo", "bet": 2}}, "method.bet", "it has beta"),
     (

@@ -81,6 +81,22 @@ def test_trials_do_not_touch_each_other(bench: Workbench, place: Path, tmp_path:
     assert first == again != other
 
 
+def test_a_replicate_is_another_order_from_the_same_weights_and_leaves_the_next_trial_alone(
+    bench: Workbench, place: Path, tmp_path: Path
+) -> None:
+    def losses(directory: str, replicate: int, **changes: Any) -> list[float]:
+        told = _assignment(place, tmp_path / directory, replicate=replicate, **changes)
+        return [update.metrics["loss"] for update in train_trial(bench, told) if update.kind == "progress"]
+
+    own, first, second = losses("a", 0), losses("b", 1), losses("c", 2)
+    assert len({tuple(each) for each in (own, first, second)}) == 3
+    assert (losses("d", 1), losses("e", 0)) == (first, own)
+    assert read_manifest(tmp_path / "b" / "final")["replicate"] == 1
+    assert "replicate" not in read_manifest(tmp_path / "a" / "final")
+    other = losses("f", 1, params={**POINT, "beta": 3.0})
+    assert other[0] != first[0] and other != losses("g", 2, params={**POINT, "beta": 3.0})
+
+
 @pytest.mark.parametrize("source", ["own directory", "a predecessor's"])
 def test_a_resumed_trial_equals_the_undisturbed_one(bench: Workbench, place: Path, tmp_path: Path, source: str) -> None:
     whole = list(train_trial(bench, _assignment(place, tmp_path / "whole")))
