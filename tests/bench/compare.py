@@ -26,7 +26,7 @@ from tests.house import REPO
 
 DATA = REPO.parent / "shared" / "data" / "preferences"
 MINUTES_BAR = 60.0
-"""Of all tasks together, on two idle cores. A full trial takes about 8.5 (practice), 10 (hh), 12 (qa) CPU-seconds."""
+"""Of all tasks together, on two idle cores. A full trial takes about 7 (practice), 8 (hh), 10 (qa) CPU-seconds."""
 TASKS = ("practice", "hh", "qa")
 DRAWN = 16
 """Random trials of each method: they speak of the best of one and of two."""
@@ -37,7 +37,7 @@ def body(task: str) -> dict[str, Any]:
     common = {"name": f"bench-{task}", "methods": list(PAPER), "random_stratum": DRAWN, "parallel": {"trials": 2}}
     if task == "practice":
         return common | {
-            "budget": {"trials": 20, "steps": 40},
+            "budget": {"trials": 20, "steps": 32},
             "evaluation": {"rung_prompts": 100, "max_new_tokens": 32},
             "finals": {"candidates": 1, "prompts": 400},
         }
@@ -46,7 +46,7 @@ def body(task: str) -> dict[str, Any]:
     data = {"train": str(DATA / f"{name}_train.jsonl.gz"), "eval": str(DATA / f"{name}_eval.jsonl.gz")}
     return common | {
         "dataset": data | ({"limit": 1000} if long else {}),
-        "budget": {"trials": 20, "steps": 20 if long else 24},
+        "budget": {"trials": 20, "steps": 16 if long else 20},
         "train": {"batch_pairs": 12 if long else 16, "token_budget": 4096},
         "tokens": {"max_length": 256},
         "evaluation": {"rung_prompts": 16, "max_new_tokens": 32},

@@ -223,7 +223,7 @@ def _grid_order(task: Path) -> list[dict[str, float]]:
 
 
 def _run(command: list[str]) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPO)}
     done = subprocess.run(
         [sys.executable, "-m", *command], cwd=REPO, env=environment, capture_output=True, text=True, check=False
     )
