@@ -18,6 +18,7 @@ from sweeps.comparison_command import compare as run_compare
 from sweeps.comparison_command import is_comparison, read_comparison, show_comparison
 from sweeps.comparison_spec import load_comparison
 from sweeps.console import attempts_view, result_view
+from sweeps.control_command import control_app
 from sweeps.evaluation_spec import load_evaluation
 from sweeps.recorded import begun
 from sweeps.report import read_story, report_json, write_report
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sweeps.judges import JudgeAccess
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+app.add_typer(control_app, name="control")
 
 RayAddress = Annotated[
     str | None,

@@ -57,6 +57,8 @@ class Board:
     """preparing, searching, finals, done."""
     progress: float = 0.0
     """Share of the phase that is done, 0 to 1."""
+    paused: bool = False
+    """Whether a person has paused it."""
     trials: dict[str, TrialRow] = field(default_factory=dict)
     """By id, in the order of creation."""
     best_id: str | None = None
@@ -108,12 +110,19 @@ class Board:
             self.phase, self.progress = "restarting", 0.0
         elif kind == "job.finished":
             self.phase, self.progress = "done", 1.0
+        elif kind == "control.applied":
+            self._apply_edit(data)
         elif kind == "reference.ready":
             self.reference = dict(data)
         elif kind == "best.updated":
             self.best_id, self.best_value = str(data.get("trial_id")), as_number(data.get("value"))
         elif kind.startswith("trial.") and data.get("trial_id"):
             self._apply_to_trial(kind, message, data)
+
+    @property
+    def where(self) -> str:
+        """The phase, for people."""
+        return f"{self.phase}, paused" if self.paused else self.phase
 
     def take(self, trials: Iterable[Mapping[str, Any]], *, best_id: str | None) -> None:
         """Fill the board from the API's trials, for a sweep that is not followed."""
@@ -127,6 +136,13 @@ class Board:
             row.why = str(trial.get("reason") or "")
             self.trials[row.trial_id] = row
         self.best_id = best_id
+
+    def _apply_edit(self, data: Mapping[str, Any]) -> None:
+        action, edit = data.get("action"), data.get("edit") or {}
+        if action in ("pause", "resume"):
+            self.paused = action == "pause"
+        elif action == "extend":
+            self.total = int(edit.get("trials") or self.total)
 
     def _apply_to_trial(self, kind: str, message: str, data: Mapping[str, Any]) -> None:
         trial_id = str(data["trial_id"])

@@ -77,7 +77,7 @@ def draw(board: Board, *, seconds: float, height: int) -> RenderableType:
     head = Table.grid(padding=(0, 1))
     head.add_row(
         Text(board.name, style="bold"),
-        Text(board.phase, style="cyan"),
+        Text(board.where, style="yellow" if board.paused else "cyan"),
         ProgressBar(total=1.0, completed=board.overall, width=30),
         Text(f"{board.finished}/{board.total} trials"),
         Text(f"{seconds:.0f} s", style="dim"),

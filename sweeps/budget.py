@@ -103,7 +103,9 @@ class WallClock:
     def __init__(self, limit_s: float | None) -> None:
         self.limit_s = limit_s
         self.seconds: dict[str, float] = {}
+        """By phase; what was spent in a pause counts as `paused` alone."""
         self._began = time.monotonic()
+        self._paused_at: float | None = None
 
     @property
     def deadline(self) -> float | None:
@@ -112,20 +114,41 @@ class WallClock:
 
     def left_s(self) -> float:
         """Seconds left of the limit; infinite without one."""
-        return float("inf") if self.limit_s is None else self.limit_s - (time.monotonic() - self._began)
+        return float("inf") if self.limit_s is None else self.limit_s - self.spent_s
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds so far, without those of pauses."""
+        return (self._paused_at or time.monotonic()) - self._began - self.paused_s
+
+    @property
+    def paused_s(self) -> float:
+        """Seconds spent in pauses that are over."""
+        return self.seconds.get("paused", 0.0)
+
+    def pause(self) -> None:
+        """Let the limit stand still."""
+        self._paused_at = self._paused_at or time.monotonic()
+
+    def resume(self) -> None:
+        """Let it go on."""
+        if self._paused_at is not None:
+            self.seconds["paused"] = self.paused_s + time.monotonic() - self._paused_at
+            self._paused_at = None
 
     def enter(self, phase: str) -> "_Phase":
         """A context that adds its duration to `seconds[phase]`."""
-        return _Phase(self.seconds, phase)
+        return _Phase(self, phase)
 
 
 class _Phase:
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self._seconds = seconds
+    def __init__(self, clock: WallClock, name: str) -> None:
+        self._clock = clock
         self._name = name
 
     def __enter__(self) -> None:
-        self._began = time.monotonic()
+        self._began = time.monotonic() - self._clock.paused_s
 
     def __exit__(self, *exception: object) -> None:
-        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + time.monotonic() - self._began
+        seconds, spent = self._clock.seconds, time.monotonic() - self._clock.paused_s - self._began
+        seconds[self._name] = seconds.get(self._name, 0.0) + spent

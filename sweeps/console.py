@@ -64,7 +64,7 @@ def attempts_view(run_dir: RunDir, spec: SweepSpec) -> Group:
         lines.append(
             Text(f"attempt {attempt.number}: {records[-1]['message'] if records else 'claimed, nothing written'}")
         )
-    return Group(*(lines or [Text("not started")]), Text(f"{board.phase} {board.overall:.0%}"), trial_table(board))
+    return Group(*(lines or [Text("not started")]), Text(f"{board.where} {board.overall:.0%}"), trial_table(board))
 
 
 def estimate(values: Mapping[str, Any]) -> str:

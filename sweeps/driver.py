@@ -12,6 +12,7 @@ from ray import tune
 from simpo.memory import keep_freed_pages
 from sweeps.board import reference_line
 from sweeps.budget import WallClock, plan_budget
+from sweeps.desk import Desk
 from sweeps.engine import WarmEngine, new_tuner
 from sweeps.finals import Verdict, hold_finals, no_winner
 from sweeps.judges import JudgeAccess, check_judges
@@ -97,6 +98,8 @@ class _Attempt:
         self.build_threads = min(build_threads, spec.parallel.trials)
         self.access = access
         self.references = references or attempt.run.references
+        self.desk = Desk(attempt, clock, stop.cancelled)
+        pulse.heed = self.desk.heed
         self._told = -1.0
 
     def run(self, engine: WarmEngine | None) -> dict[str, Any]:
@@ -115,10 +118,11 @@ class _Attempt:
                 with self.clock.enter("searching"):
                     self._phase("searching", 0.0, f"searching: {ledger.study.plan.trials} trials")
                     try:
-                        if warm is None:
-                            self._search(ledger, trials_at_once)
-                        else:
-                            warm.search(ledger, self.stop)
+                        with self.desk.searching(ledger):
+                            if warm is None:
+                                self._search(ledger, trials_at_once)
+                            else:
+                                warm.search(ledger, self.stop)
                     finally:
                         ledger.close()
                 finalists = ledger.finalists()
@@ -180,12 +184,12 @@ class _Attempt:
         workers = self.spec.parallel.workers_per_trial
         tuner = new_tuner(
             run_trial if workers == 1 else run_worker_trial,
-            StudySearcher(ledger, trials_at_once),
+            StudySearcher(ledger, trials_at_once, self.stop.check),
             self.attempt.path,
             _EndTheSearch(self.stop, self.attempt),
             workers_per_trial=workers,
             trials_at_once=trials_at_once,
-            trials=ledger.study.plan.trials,
+            trials=-1,  # the ledger counts: somebody may extend the budget
         )
         with self.stop.deferred():
             try:

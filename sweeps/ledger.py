@@ -1,19 +1,22 @@
 """The driver's side of a search: questions from the study, answers into the journal, best so far, what to keep.
 
-No Ray in here: `sweeps.searcher` carries the words between this ledger and Tune.
+No Ray in here: `sweeps.searcher` carries the words between this ledger and Tune. People's edits come in from another
+thread (`sweeps.desk`), hence the lock.
 """
 
 import shutil
+import threading
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sweeps.budget import WallClock
+from sweeps.control import AddPoint, ChangeSpace, CloneTrial, Extend, answers_in, applied
 from sweeps.outcome import Ask, Outcome
 from sweeps.recorded import ENDINGS, RESUMED, Recorded, accepted_records, trials_in
 from sweeps.recorded import recorded_trials as recorded_trials
-from sweeps.run_dir import Attempt, Level
+from sweeps.run_dir import Attempt, Level, Record
 from sweeps.spec import SweepSpec
 from sweeps.study import Study
 from sweeps.trial import Assignment, Update
@@ -55,7 +58,7 @@ class Ended:
 
 
 class Ledger:
-    """One attempt's books. Not for several threads."""
+    """One attempt's books. One thread runs the search; another may interfere under the `lock`."""
 
     def __init__(self, attempt: Attempt, spec: SweepSpec, prepared: Path, clock: WallClock) -> None:
         self.attempt = attempt
@@ -64,22 +67,81 @@ class Ledger:
         self.clock = clock
         self.ended: dict[int, Ended] = {}
         self.pids: set[int] = set()
+        self.answers: dict[str, Record] = {}
+        """How predecessors answered people's edits."""
         self._before = self._read_before()
         replay = {number: trial.replay for number, trial in self._before.items()}
-        self.study = Study(spec, replay, lessons_of(attempt, spec, prepared))
+        changes = [change for change in applied(self.answers) if isinstance(change.edit, SEARCH_EDITS)]
+        self.study = Study(spec, replay, lessons_of(attempt, spec, prepared), changes)
+        self.lock = threading.RLock()
+        self.paused = False
+        """No trial starts while this is set."""
+        self.over = False
+        """Nothing can be added to the search any more."""
         self._best: int | None = None
-        self._drained = False
 
     def next(self) -> Assignment | None:
         """The next trial to run, or None: wait, or (see `drained`) there is no more."""
+        with self.lock:
+            return self._next()
+
+    @property
+    def drained(self) -> bool:
+        """Whether no further trial will start. While the last ones run somebody may still extend the budget."""
+        return self.over
+
+    @property
+    def compared(self) -> bool:
+        """Whether a comparison shares out one budget among this sweep and others, and its processes."""
+        return self.attempt.run.prepared.exists()
+
+    def endings(self) -> dict[int, str]:
+        """By number: the state of every trial that is known to be over, and "" of those that are not."""
+        known = {number: "" if trial.outcome is None else trial.outcome.state for number, trial in self._before.items()}
+        known |= dict.fromkeys(self.study.asks, "")
+        return known | {number: outcome.state for number, outcome in self.study.outcomes.items()}
+
+    def number_of(self, trial_id: str) -> int:
+        """The place in the search that its id names."""
+        return int(trial_id.rpartition("_")[2])
+
+    def update(self, number: int, update: Update) -> None:
+        """Write what a running trial tells. An end waits for `end`."""
+        with self.lock:
+            self._update(number, update)
+
+    def end(self, number: int, update: Update | None) -> None:
+        """Close a trial. `update` is its last word; None, or one without an outcome: its process died."""
+        with self.lock:
+            self._end(number, update)
+
+    def close(self) -> None:
+        """Tell Optuna what is left."""
+        self.study.close()
+
+    def counts(self) -> dict[str, int]:
+        """Trials by state, RUNNING included."""
+        # A copy in one go: the pulse asks, without the lock, while the search goes on.
+        states: Counter[str] = Counter(ended.outcome.state for ended in list(self.ended.values()))
+        running = len(self.study.asks) - len(self.study.outcomes)
+        return {**{state: states[state] for state in ENDINGS}, "RUNNING": running}
+
+    def finalists(self) -> list[Ended]:
+        """The best complete trials that still have a checkpoint, best first."""
+        ranked = [self.ended[number] for number in self.study.ranked()]
+        return [ended for ended in ranked if ended.checkpoint is not None][: self.spec.finals.candidates]
+
+    def _next(self) -> Assignment | None:
+        if self.paused:
+            return None
         if self.clock.left_s() <= 0:
-            self._drained = True
-        if self._drained:
+            self._none_left()
             return None
         ask = self.study.ask()
         self._adopt()
         if ask is None:
-            self._drained = self.study.exhausted
+            if self.study.exhausted:
+                self._none_left()
             return None
         before = self._before.get(ask.number)
         self.attempt.append(
@@ -92,6 +154,7 @@ class Ledger:
                 "cutoffs": ask.cutoffs,
                 **({"control": True} if ask.control else {}),
                 **({} if ask.parent is None else {"parent": self.study.asks[ask.parent].trial_id}),
+                **({} if ask.edit is None else {"edit": ask.edit}),
             },
         )
         return Assignment(
@@ -106,32 +169,15 @@ class Ledger:
             workers=self.spec.parallel.workers_per_trial,
             start=ask.start,
             until=ask.until,
+            signals=str(self.attempt.signals),
         )
 
-    def _read_before(self) -> dict[int, Recorded]:
-        """What the predecessors knew; how far they were read stands in this journal before anything is built on it."""
-        journals = accepted_records(self.attempt.run, below=self.attempt.number)
-        if not journals:
-            return {}
-        trials = trials_in(journals)
-        read = {str(attempt.number): len(records) for attempt, records in journals}
-        over = sum(trial.outcome is not None for trial in trials.values())
-        running = len(trials) - over
-        message = f"goes on from attempt {max(read, key=int)}: {over} trials are over, {running} were running"
-        self.attempt.append(RESUMED, message, {"read": read, "over": over, "running": running})
-        return trials
+    def _none_left(self) -> None:
+        """Nobody may extend what a comparison shares out, so there the slots that are free are given to the next sweep.
+        Elsewhere the last trial's end is the end."""
+        self.over = self.over or self.compared or self.study.asks.keys() <= self.study.outcomes.keys()
 
-    @property
-    def drained(self) -> bool:
-        """Whether no further trial will start."""
-        return self._drained
-
-    def number_of(self, trial_id: str) -> int:
-        """The place in the search that its id names."""
-        return int(trial_id.rpartition("_")[2])
-
-    def update(self, number: int, update: Update) -> None:
-        """Write what a running trial tells. An end waits for `end`."""
+    def _update(self, number: int, update: Update) -> None:
         ask = self.study.asks[number]
         where = {"trial_id": ask.trial_id, "number": number, "step": update.step}
         self.pids.add(update.pid)
@@ -147,8 +193,7 @@ class Ledger:
             data = {**where, "metrics": update.metrics, "value": value, "pid": update.pid, "node": update.node}
             self.attempt.append("trial.rung", message, data)
 
-    def end(self, number: int, update: Update | None) -> None:
-        """Close a trial. `update` is its last word; None, or one without an outcome: its process died."""
+    def _end(self, number: int, update: Update | None) -> None:
         if number in self.ended:
             return
         update, outcome = last_word(update)
@@ -168,20 +213,18 @@ class Ledger:
         self._crown()
         self._sweep_out()
 
-    def close(self) -> None:
-        """Tell Optuna what is left."""
-        self.study.close()
-
-    def counts(self) -> dict[str, int]:
-        """Trials by state, RUNNING included."""
-        states: Counter[str] = Counter(ended.outcome.state for ended in self.ended.values())
-        running = len(self.study.asks) - len(self.study.outcomes)
-        return {**{state: states[state] for state in ENDINGS}, "RUNNING": running}
-
-    def finalists(self) -> list[Ended]:
-        """The best complete trials that still have a checkpoint, best first."""
-        ranked = [self.ended[number] for number in self.study.ranked()]
-        return [ended for ended in ranked if ended.checkpoint is not None][: self.spec.finals.candidates]
+    def _read_before(self) -> dict[int, Recorded]:
+        """What the predecessors knew; how far they were read stands in this journal before anything is built on it."""
+        journals = accepted_records(self.attempt.run, below=self.attempt.number)
+        if not journals:
+            return {}
+        trials, self.answers = trials_in(journals), answers_in(journals)
+        read = {str(attempt.number): len(records) for attempt, records in journals}
+        over = sum(trial.outcome is not None for trial in trials.values())
+        running = len(trials) - over
+        message = f"goes on from attempt {max(read, key=int)}: {over} trials are over, {running} were running"
+        self.attempt.append(RESUMED, message, {"read": read, "over": over, "running": running})
+        return trials
 
     def _note_start(self, number: int, where: dict[str, Any], update: Update) -> None:
         """A process has begun with a trial; what it could not read stands before, each by its name."""
@@ -249,6 +292,10 @@ class Ledger:
                 self.ended[number] = replace(ended, checkpoint=None)
             for rung in directory.glob("*rung-*"):  # and what a killed process had not finished: .rung-....partial-pid
                 shutil.rmtree(rung, ignore_errors=True)
+
+
+SEARCH_EDITS = (Extend, ChangeSpace, CloneTrial, AddPoint)
+"""Edits that change which questions the search asks."""
 
 
 def last_word(update: Update | None) -> tuple[Update, Outcome]:

@@ -31,6 +31,8 @@ class Ask:
     """Number of the trial whose checkpoint it goes on from (population-based training)."""
     start: int = 0
     """Step of that checkpoint."""
+    edit: int | None = None
+    """Number of the edit that put it in by hand."""
     until: int | None = None
     """Step at which it hands on to the next generation; None: it goes to full budget."""
 

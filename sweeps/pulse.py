@@ -1,6 +1,7 @@
-"""The driver's pulse: a thread that beats the attempt's heart, weighs the process tree and looks for a successor."""
+"""The driver's pulse: a thread that beats the heart, weighs the process tree, looks for a successor and for edits."""
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import psutil
 
 from sweeps.run_dir import Attempt, RunDirError
+
+log = logging.getLogger(__name__)
 
 BEAT_S = 1.0
 WEIGH_EVERY = 3
@@ -21,6 +24,8 @@ class Pulse:
         self.counts: Callable[[], Mapping[str, Any]] = dict
         self.pids: Callable[[], set[int]] = set
         """Processes outside of our own tree that work for us: trials of a cluster on this machine."""
+        self.heed: Callable[[], None] = lambda: None
+        """Looks for edits of people (`sweeps.desk`)."""
         self.peak_memory_bytes = 0
         self._attempt = attempt
         self._on_superseded = on_superseded
@@ -48,9 +53,18 @@ class Pulse:
                 self._superseded = True
                 self._on_superseded()
                 return
+            self._heed()
             beats += 1
             if self._stop.wait(BEAT_S):
                 return
+
+    def _heed(self) -> None:
+        try:
+            self.heed()
+        except RunDirError:  # a full disk: the edit is looked at again
+            pass
+        except Exception:  # a heart that stops would cost the whole attempt
+            log.exception("an edit could not be answered")
 
     def _beat(self) -> None:
         with contextlib.suppress(RunDirError):  # a full disk: the reader will see that the heart has stopped

@@ -4,8 +4,10 @@
     <root>/prepared/                        what a comparison has prepared for all its sweeps; absent elsewhere
     <root>/attempts/<n>/claim.json          made exclusively: the attempt's number is its fencing number
     <root>/attempts/<n>/journal/<seq>.jsonl segments named by their first record, append-only
+    <root>/control/<seq>.json               edits of people, one a file, never changed (`sweeps.control`)
     <root>/attempts/<n>/reserve             space set aside for the last word on a full disk
     <root>/attempts/<n>/heartbeat.json      counter and counts; its age is measured by the reader's clock
+    <root>/attempts/<n>/signals.json        what running trials heed: hold, stop, deadline (`sweeps.signals`)
     <root>/attempts/<n>/prepared/           what all trials share
     <root>/attempts/<n>/trials/<trial>/     checkpoints, manifest.json last
     <root>/attempts/<n>/result.json         published last: its presence is the attempt's success
@@ -94,6 +96,21 @@ class RunDir:
         siblings = self.root.parent
         return (siblings.parent if siblings.name == "sweeps" else self.root) / "references"
 
+    @property
+    def control(self) -> Path:
+        """Where people's edits of a running sweep lie, each named by its number."""
+        return self.root / "control"
+
+    def add_edit(self, edit: Mapping[str, Any]) -> int:
+        """Publish an edit under the lowest number above all others, whole and for good; returns that number."""
+        text = json.dumps(edit, allow_nan=False)
+        while True:
+            taken = [int(path.stem) for path in self.control.glob("*.json") if path.stem.isdecimal()]
+            seq = max(taken, default=0) + 1
+            with contextlib.suppress(FileExistsError):  # another writer was quicker
+                _write_whole(self.control / f"{seq:08d}.json", text, exclusive=True)
+                return seq
+
     def write_spec(self, spec: Mapping[str, Any]) -> None:
         """Write spec.json once; the same content again is fine, another is RunDirError."""
         if self.spec_path.exists():
@@ -172,6 +189,15 @@ class Attempt:
     def trial_path(self, trial_id: str) -> Path:
         """Where a trial's checkpoints lie."""
         return self.path / "trials" / trial_id
+
+    @property
+    def signals(self) -> Path:
+        """What running trials heed; absent until somebody interferes."""
+        return self.path / "signals.json"
+
+    def signal(self, signals: Mapping[str, Any]) -> None:
+        """Replace what running trials heed."""
+        _write_whole(self.signals, json.dumps(signals, allow_nan=False), durable=False)
 
     def relative(self, path: str | Path) -> str:
         """A path as results name it: relative to the run directory."""

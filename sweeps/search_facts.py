@@ -6,6 +6,7 @@ pareto     with several objectives: the trials that no other beats, best first o
 lineage    where trials went on from others (halving, pbt): the winner's ancestors, with the hyperparameters of each
            stretch of steps
 warm_start what the sampler had learnt from
+edits      what people changed while it ran, and what was refused
 """
 
 import math
@@ -14,6 +15,7 @@ from typing import Any
 
 from scipy.stats import rankdata
 
+from sweeps.control import edits_told
 from sweeps.generations import in_generations
 from sweeps.ledger import Ended, Ledger
 
@@ -32,6 +34,8 @@ def search_facts(ledger: Ledger) -> dict[str, Any]:
         facts["pareto"] = pareto_front(ledger)
     if spec.warm_start:
         facts["warm_start"] = {"sources": list(spec.warm_start), "trials": ledger.study.lessons}
+    if edits := edits_told(ledger.attempt.run):
+        facts["edits"] = edits
     best = ledger.study.best()
     if in_generations(spec) and best is not None:
         facts["lineage"] = lineage(ledger.ended, best)

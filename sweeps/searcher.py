@@ -5,6 +5,7 @@ All decisions are made elsewhere; Tune only runs what it is given.
 Ray's own OptunaSearch tells Optuna that stopped trials are complete and leaves others running for ever.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from ray.tune.search import Searcher
@@ -41,8 +42,9 @@ class Books(Protocol):
 class StudySearcher(Searcher):
     """Asks the books for trials, carries their words back. One search, one process; never restored from a file."""
 
-    def __init__(self, books: Books, max_concurrent: int) -> None:
+    def __init__(self, books: Books, max_concurrent: int, check: Callable[[], None] = lambda: None) -> None:
         super().__init__()
+        self._check = check  # raises when it is time to stop: in a pause without a running trial Tune only asks
         self._books = books
         self._max_concurrent = max_concurrent
         # Tune names its trials itself; ours are stable over attempts.
@@ -52,6 +54,7 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A trial's config; None: nothing now; FINISHED: no more."""
+        self._check()
         if len(self._live) >= self._max_concurrent:
             return None
         assignment = self._books.next()

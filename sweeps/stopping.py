@@ -1,4 +1,4 @@
-"""The end of an attempt that was told to end: by a signal, or by a successor's claim."""
+"""The end of an attempt that was told to end: by a signal, a successor's claim, or an edit that cancels."""
 
 import _thread
 import logging
@@ -18,7 +18,7 @@ class Stopped(BaseException):
 
 
 class Stop:
-    """Turns a signal, or a successor's claim, into Stopped in the main thread."""
+    """Turns a signal, a successor's claim or a person's cancel into Stopped in the main thread."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -33,6 +33,11 @@ class Stop:
     def superseded(self) -> None:
         """Called from the pulse's thread."""
         self.reason = "a newer attempt has taken over"
+        _thread.interrupt_main(signal.SIGTERM)
+
+    def cancelled(self) -> None:
+        """Called from the thread that reads edits."""
+        self.reason = self.reason or "cancelled"
         _thread.interrupt_main(signal.SIGTERM)
 
     def check(self) -> None:

@@ -13,16 +13,21 @@ checkpoints (halving, pbt), a generation waits for the whole of the one before.
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from statistics import fmean, median
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import TrialState
 
+from simpo.errors import ConfigError
 from simpo.methods import METHODS
 from sweeps.budget import BudgetPlan, plan_budget
+from sweeps.control import AddPoint, Change, ChangeSpace, CloneTrial, Extend, trial_id
+from sweeps.edited import edited_spec, most_trials, point_by_hand
 from sweeps.generations import Heir, heirs, in_generations
 from sweeps.outcome import Ask as Ask
 from sweeps.outcome import Lesson as Lesson
@@ -31,9 +36,9 @@ from sweeps.outcome import Replay as Replay
 from sweeps.outcome import State as State
 from sweeps.outcome import honest
 from sweeps.pareto import fronts
-from sweeps.samplers import distribution, lies_in, optuna_sampler, planned_point, seed_of, suggest
+from sweeps.sampled import Sampled, value_of, values_of
+from sweeps.samplers import lies_in, optuna_sampler, planned_point, seed_of
 from sweeps.search_spec import Asha, Halving, Median, Pbt
-from sweeps.spaces import Choice, FloatRange, IntRange, LogFloatRange, Scalar, holds
 from sweeps.spec import SweepSpec
 from sweeps.stratum import in_stratum, stratum_size
 
@@ -42,38 +47,43 @@ class Study:
     """One search. `ask` and `complete` in any interleaving; `close` at the end."""
 
     def __init__(
-        self, spec: SweepSpec, replay: Mapping[int, Replay] | None = None, lessons: Sequence[Lesson] = ()
+        self,
+        spec: SweepSpec,
+        replay: Mapping[int, Replay] | None = None,
+        lessons: Sequence[Lesson] = (),
+        changes: Iterable[Change] = (),
     ) -> None:
         self.spec = spec
+        """What the search goes by: the spec as it was written, with the edits laid over it that took effect."""
+        self.edited = spec
+        """The same with all accepted edits."""
         self.plan: BudgetPlan = plan_budget(spec)
         self.asks: dict[int, Ask] = {}
         self.outcomes: dict[int, Outcome] = {}
-        self._axes: dict[str, optuna.distributions.BaseDistribution] = {}
-        self._conditional: dict[str, optuna.distributions.BaseDistribution] = {}
-        self._constants: dict[str, Scalar] = {}
-        for key, axis in sorted(spec.space.items()):  # sorted: the order of a YAML file must not move the search
-            if isinstance(axis, FloatRange | LogFloatRange | IntRange | Choice):
-                (self._axes if axis.when is None else self._conditional)[key] = distribution(axis)
-            else:
-                self._constants[key] = axis
         self._presets: Sequence[Mapping[str, Any]] = METHODS[spec.method].presets if spec.presets == "paper" else ()
         self._replay = dict(replay or {})
         self._sign = spec.objective.sign
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        goals = [objective.goal for objective in spec.objectives]
-        self.optuna = optuna.create_study(directions=goals, pruner=optuna.pruners.NopPruner())
-        self._open: dict[int, optuna.trial.Trial] = {}
+        self._sampled = Sampled(spec, lessons)
         self._ended: list[int] = []
         self._told: list[int] = []
         self._heirs: list[list[Heir]] = []  # by generation, from the second
         self._starts = [0, self.plan.points]  # number of the first trial of each generation, and of the next one
-        self.lessons = sum([self._learn(lesson) for lesson in lessons])
+        self.lessons = self._sampled.lessons
         self._spent = False
+        self._changes: deque[Change] = deque()
+        self._by_hand: dict[int, Change] = {}
+        for change in changes:
+            self.apply(change)
+
+    @property
+    def optuna(self) -> optuna.study.Study:
+        """What the sampler sees."""
+        return self._sampled.optuna
 
     @property
     def exhausted(self) -> bool:
         """Whether every trial of the budget has been asked, or a whole population is gone."""
-        return self._spent or len(self.asks) >= self.plan.trials
+        return not self._changes and (self._spent or len(self.asks) >= self.plan.trials)
 
     @property
     def finished(self) -> bool:
@@ -85,7 +95,7 @@ class Study:
 
         Trials whose outcome a predecessor recorded are asked and completed on the way, unseen.
         """
-        while not self.exhausted:
+        while self._take_effect() and not self.exhausted:
             number = len(self.asks)
             if not self._know(self._needed(number)):
                 return None
@@ -104,6 +114,31 @@ class Study:
                 return ask
             self.complete(number, recorded.outcome)
         return None
+
+    def admit(self, seq: int, edit: Extend | ChangeSpace | CloneTrial | AddPoint) -> Change:
+        """An edit that concerns the search, with the place where it takes effect: behind every trial that any attempt
+        has asked. It is not applied yet. Raises ConfigError for what this search cannot do."""
+        after = max(len(self.asks), *(number + 1 for number in self._replay), 0)
+        told = len(self._told) if after == len(self.asks) and self.spec.mode == "deterministic" else 0
+        if isinstance(edit, Extend | ChangeSpace):
+            edited_spec(self.edited, edit)
+            return Change(seq=seq, edit=edit, after=after, told=told)
+        asked = {number: trial.params for number, trial in self._replay.items()}
+        asked |= {number: ask.params for number, ask in self.asks.items()}
+        params = point_by_hand(self.edited, edit, {trial_id(number): point for number, point in asked.items()})
+        number = next(n for n in count(after) if n not in self._by_hand and not self._random(n))
+        if self._spent or number >= most_trials(self.edited, len(self._by_hand) + 1):
+            raise ConfigError("every trial of the budget was asked: extend it first, by one trial at least", "action")
+        return Change(seq=seq, edit=edit, after=after, told=told, number=number, params=params)
+
+    def apply(self, change: Change) -> None:
+        """Let an admitted edit take effect at its place; a resumed search is given those of the attempts before it."""
+        if change.number is not None:
+            self._by_hand[change.number] = change
+            self._replan()
+        else:
+            self.edited = edited_spec(self.edited, change.edit)
+            self._changes.append(change)
 
     def complete(self, number: int, outcome: Outcome) -> None:
         """Note a trial's end. A second end of the same trial is ignored: retries and late reports happen."""
@@ -125,7 +160,7 @@ class Study:
         """
         complete = [number for number, outcome in self.outcomes.items() if outcome.state == "COMPLETE"]
         front = self._fronts(complete)
-        return sorted(complete, key=lambda n: (front[n], -self._sign * _value(self.outcomes[n]), n))
+        return sorted(complete, key=lambda n: (front[n], -self._sign * value_of(self.outcomes[n]), n))
 
     def front(self) -> list[int]:
         """Numbers of the complete trials that no other beats, best first."""
@@ -145,9 +180,26 @@ class Study:
 
     def close(self) -> None:
         """Tell Optuna the rest; what never ended is told FAIL, so that no trial stays running for ever."""
-        for number in sorted(self._open):
+        for number in self._sampled.open:
             self.outcomes.setdefault(number, Outcome(state="FAILED", reason="the search was stopped"))
             self._tell(number)
+
+    def _take_effect(self) -> bool:
+        """Apply what is due before the next ask; False while a result is awaited that was known when it was decided."""
+        while self._changes and self._changes[0].after <= len(self.asks):
+            if not self._know(range(self._changes[0].told)):
+                return False
+            space = self.spec.space
+            self.spec = edited_spec(self.spec, self._changes.popleft().edit)
+            self._spent = False
+            self._replan()
+            if self.spec.space != space:
+                told = [(self.asks[number], self.outcomes[number]) for number in self._told]
+                self._sampled = self._sampled.moved(self.spec, told, self.asks)
+        return True
+
+    def _replan(self) -> None:
+        self.plan = replace(plan_budget(self.spec), trials=most_trials(self.spec, len(self._by_hand)))
 
     def _needed(self, number: int, *, more: int = 0) -> Sequence[int]:
         """The trials that must have been told before trial `number` is asked, in order; `more`: further ones."""
@@ -178,7 +230,7 @@ class Study:
             return True  # it was the last
         competing = [n for n in range(*self._starts[-2:]) if self.asks[n].until is not None]
         values = {
-            member: _value(outcome)
+            member: value_of(outcome)
             for member in competing
             if (outcome := self.outcomes[member]).state == "PRUNED" and outcome.step == self.asks[member].until
         }
@@ -194,51 +246,50 @@ class Study:
         return total is None or taken + (number + 1 - len(self._told)) * self.plan.steps <= total
 
     def _ask(self, number: int) -> Ask:
-        random = in_stratum(number, self.spec.random_stratum) and not self._generation(number)
+        random = self._random(number) and not self._generation(number)
         if random:
-            self.optuna.sampler = optuna.samplers.RandomSampler(seed=seed_of(self.spec, number))
+            sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed_of(self.spec, number))
         else:
-            self.optuna.sampler = optuna_sampler(
-                # A seed that the earlier sweeps have not used, or their first points would come again.
-                self.spec,
-                number + self.lessons,
-                conditional=bool(self._conditional),
-            )
-        fixed = self._fixed(number)
-        if fixed:
-            self.optuna.enqueue_trial(fixed)
-        trial = self.optuna.ask(self._axes)
-        for key, axis in self._conditional.items():
-            if holds(self.spec.space[key], {**self._constants, **trial.params}):
-                suggest(trial, key, axis)
-        if self.spec.sampler.keeps_notes:
-            trial.relative_params  # noqa: B018  # computed when looked at, which a replayed point would not do
-        assert trial.number == number + self.lessons  # asked in order, from this study alone
-        self._open[number] = trial
+            # A seed that the earlier sweeps have not used, or their first points would come again.
+            place = number + self.lessons
+            sampler = optuna_sampler(self.spec, place, conditional=bool(self._sampled.conditional))
+        by_hand = self._by_hand.get(number)
+        if by_hand is None:
+            params = self._sampled.ask(number, sampler, fixed=self._fixed(number))
+        else:
+            params = self._sampled.ask(number, sampler, fixed=by_hand.params or {}, whole=True)
         control = self._in_control(number)
         ask = Ask(
             number=number,
-            trial_id=f"trl_{number:04d}",
-            params={**self._constants, **trial.params},
+            trial_id=trial_id(number),
+            params=params,
             cutoffs={} if random or control else self._cutoffs(),
             control=control,
+            edit=None if by_hand is None else by_hand.seq,
             **self._descent(number, free=random or control),
         )
         self.asks[number] = ask
         return ask
 
     def _fixed(self, number: int) -> dict[str, Any]:
+        axes = self._sampled.axes
         if number in self._replay:  # the sampler would say the same; a newer Optuna might not
             known = self._replay[number].params
-            return {key: known[key] for key in (*self._axes, *self._conditional) if key in known}
+            return {key: known[key] for key in (*axes, *self._sampled.conditional) if key in known}
         if (heir := self._heir(number)) is not None:
-            return {key: value for key, value in heir.params.items() if key not in self._constants}
-        place = number - stratum_size(number, self.spec.random_stratum)
-        if place < len(self._presets) and not in_stratum(number, self.spec.random_stratum):
+            return {key: value for key, value in heir.params.items() if key not in self._sampled.constants}
+        if self._random(number):
+            return {}
+        by_hand = sum(other < number for other in self._by_hand)
+        place = number - stratum_size(number, self.spec.random_stratum) - by_hand
+        if place < len(self._presets):
             # A value outside the space is left to the sampler: the authors' learning rates are for 7B models.
             preset = self._presets[place].items()
-            return {key: value for key, value in preset if key in self._axes and lies_in(self._axes[key], value)}
-        return {} if in_stratum(number, self.spec.random_stratum) else planned_point(self.spec, number)
+            return {key: value for key, value in preset if key in axes and lies_in(axes[key], value)}
+        return planned_point(self.spec, number - by_hand)
+
+    def _random(self, number: int) -> bool:
+        return in_stratum(number, self.spec.random_stratum)
 
     def _heir(self, number: int) -> Heir | None:
         generation = self._generation(number)
@@ -295,48 +346,8 @@ class Study:
         return cutoffs
 
     def _tell(self, number: int) -> None:
-        """Constraints go first, intermediate values too: PRUNED keeps its last one."""
-        trial, outcome = self._open.pop(number), self.outcomes[number]
-        for probe, violation in outcome.constraints.items():
-            trial.set_constraint(probe, violation)
-        if not self.spec.other_objectives:  # Optuna has no intermediate values for several
-            for step, value in sorted(outcome.rungs.items()):
-                trial.report(value, step)
-        if outcome.reason:
-            trial.set_user_attr("reason", outcome.reason)
-        trial.set_user_attr("trial_id", self.asks[number].trial_id)
-        if outcome.state == "FAILED":
-            self.optuna.tell(trial, state=TrialState.FAIL)
-        elif outcome.state == "PRUNED":
-            self.optuna.tell(trial, state=TrialState.PRUNED)
-        else:
-            # Infeasible is complete with a violated constraint: the sampler learns where models collapse.
-            self.optuna.tell(trial, _values(self.spec, outcome), state=TrialState.COMPLETE)
+        self._sampled.tell(self.asks[number], self.outcomes[number])
         self._told.append(number)
-
-    def _learn(self, lesson: Lesson) -> bool:
-        """Add an earlier sweep's trial if it lies in this space; whether it does."""
-        outcome, params = lesson.outcome, lesson.params
-        there = {key: axis for key, axis in self._conditional.items() if holds(self.spec.space[key], params)}
-        axes = {**self._axes, **there}
-        inside = set(params) == {*axes, *self._constants} and (
-            all(params[key] == value for key, value in self._constants.items())
-            and all(lies_in(axis, params[key]) for key, axis in axes.items())
-        )
-        several = bool(self.spec.other_objectives)
-        if not inside or outcome.value is None or (several and outcome.state == "PRUNED"):
-            return False
-        self.optuna.add_trial(
-            optuna.trial.create_trial(
-                state=TrialState.PRUNED if outcome.state == "PRUNED" else TrialState.COMPLETE,
-                values=_values(self.spec, outcome),
-                params={key: params[key] for key in axes},
-                distributions=axes,
-                intermediate_values={} if several else outcome.rungs,
-                constraints=outcome.constraints,
-            )
-        )
-        return True
 
     def _fronts(self, complete: Sequence[int]) -> dict[int, int]:
         """The Pareto front of each, 0 for all where there is one objective."""
@@ -344,20 +355,10 @@ class Study:
             return dict.fromkeys(complete, 0)
         signs = [objective.sign for objective in self.spec.objectives]
         worth = [
-            [sign * value for sign, value in zip(signs, _values(self.spec, self.outcomes[number]), strict=True)]
+            [sign * value for sign, value in zip(signs, values_of(self.spec, self.outcomes[number]), strict=True)]
             for number in complete
         ]
         return dict(zip(complete, fronts(worth), strict=True))
-
-
-def _value(outcome: Outcome) -> float:
-    assert outcome.value is not None  # settled by honest
-    return outcome.value
-
-
-def _values(spec: SweepSpec, outcome: Outcome) -> list[float]:
-    """In the order of the objectives."""
-    return [_value(outcome), *(outcome.others[objective.metric] for objective in spec.other_objectives)]
 
 
 def _counts_at(outcome: Outcome, step: int) -> bool:

@@ -36,6 +36,7 @@ from sweeps.prepare import RUNG_SEED, measure_on
 from sweeps.prepared import HeldOut, load_facts, load_plan, load_reference
 from sweeps.replicate import Orders
 from sweeps.run_dir import RunDir
+from sweeps.signals import Signals, Word
 from sweeps.spec import SweepSpec, parse_spec
 from sweeps.way_back import WayBack, way_back
 
@@ -69,6 +70,8 @@ class Assignment:
     """Step at which its parent's checkpoint must let it begin, or a later one of its own."""
     until: int | None = None
     """Step at which it ends, measured and with a checkpoint for its heirs; None: it goes to full budget."""
+    signals: str | None = None
+    """File of `sweeps.signals` that it heeds before each step."""
     replicate: int = 0
     """Training seed: 0 is the search's own, another one is a finalist's retraining (`sweeps.replicate`)."""
 
@@ -186,14 +189,13 @@ def train_trial(
         rung_steps = (*plan_budget(bench.spec).rung_steps, total)
         every = max(1, total // PROGRESS_REPORTS)
         method = method_from_dict({"name": bench.spec.method, **_hyperparameters(assignment.params)})
-        deadline = assignment.deadline
-        late = None if deadline is None else _agreed(lambda: clock() > deadline)
+        signals = Signals(assignment.signals, assignment.trial_id, assignment.deadline, clock, _agreed)
         if step == assignment.until:  # its process died between the checkpoint and the last word
             measured, interval = _measured(bench)
             outcome = _verdict(bench.spec, assignment, step, total, rungs, measured)
             yield update("end", measured, interval=interval, outcome=outcome)
             return
-        for report in fit(state, bench.orders.plan, method, reference=bench.orders.reference, stop=late):
+        for report in fit(state, bench.orders.plan, method, reference=bench.orders.reference, stop=signals.ended):
             step = report.step
             if step % every == 0 or step in rung_steps:
                 yield update("progress", report.metrics())
@@ -211,14 +213,14 @@ def train_trial(
                 yield update("end", measured, interval=interval, outcome=outcome, checkpoint=kept)
                 return
             _keep(bench, assignment, state, rungs, f"rung-{step:06d}")
-        late_outcome = Outcome(
+        ended_early = Outcome(
             state="PRUNED",
             step=step,
             value=rungs[max(rungs)] if rungs else None,
             rungs=rungs,
-            reason="the wall-clock budget was spent",
+            reason=signals.reason,
         )
-        yield update("end", {}, outcome=late_outcome)
+        yield update("end", {}, outcome=ended_early)
     except StorageError:
         raise  # not this trial's failure: no trial could be kept now
     except (NonFiniteStep, SimPOError) as error:
@@ -348,17 +350,13 @@ def _measure(bench: Workbench) -> tuple[dict[str, float], tuple[float, float]]:
     return measured.metrics(), measured.interval(bench.spec.objective.metric)
 
 
-def _agreed(late: Callable[[], bool]) -> Callable[[], bool]:
-    """A stop question that all ranks answer alike: rank 0's clock decides."""
-
-    def ask() -> bool:
-        if not dist.is_initialized():
-            return late()
-        told: list[Any] = [late()]
+def _agreed(word: Word) -> Word:
+    """What rank 0 says, by its clock and its view of the signals: all ranks must end, or hold, together."""
+    told: list[Any] = [word]
+    if dist.is_initialized():
         dist.broadcast_object_list(told, src=0)
-        return bool(told[0])
-
-    return ask
+    agreed: Word = told[0]
+    return agreed
 
 
 def _keep(bench: Workbench, assignment: Assignment, state: TrainState, rungs: Mapping[int, float], name: str) -> str:

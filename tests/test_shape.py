@@ -24,6 +24,7 @@ READS_ENVIRONMENT: Mapping[str, str] = {
 """Files that may read environment variables, each with its reason."""
 REGISTERS_AT_IMPORT: Mapping[str, str] = {
     "service/cli.py": "joins the commands, Typer's way",
+    "sweeps/__main__.py": "joins the commands, Typer's way",
     "sweeps/yaml_text.py": "teaches a YAML loader of its own to read 2e-5 as a number",
 }
 """Files with statements at module level that do something, each with its reason."""

@@ -1,12 +1,7 @@
 """One whole sweep on a real Ray; the same sweep killed, resumed and still the same."""
 
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +16,7 @@ from sweeps.ray_session import RayUnavailable, trials_that_fit
 from sweeps.run_dir import Record, RunDir, read_heartbeat, read_journal, read_result
 from sweeps.spec import parse_spec
 from sweeps.stopping import Stopped
+from tests.sweeps.drivers import Driver, wait_for
 from tests.sweeps.tiny import tiny_base, tiny_spec
 
 pytestmark = pytest.mark.ray
@@ -103,8 +99,8 @@ def test_a_killed_driver_leaves_no_process_and_its_successor_finds_the_same_winn
     spec = tmp_path / "spec.json"
     spec.write_text(tiny_spec(base).model_dump_json())
     run = RunDir(tmp_path / "run")
-    with _Driver(spec, run) as driver:
-        _wait_for(run, "trial.completed", 2)
+    with Driver(spec, run) as driver:
+        wait_for(run, "trial.completed", 2)
         family = psutil.Process(driver.pid).children(recursive=True)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
@@ -145,8 +141,8 @@ def test_a_signal_ends_the_attempt_with_a_word(
     spec = tmp_path / "spec.json"
     spec.write_text(tiny_spec(base, budget={"trials": 400, "steps": 12}).model_dump_json())
     run = RunDir(tmp_path / "run")
-    with _Driver(spec, run, "--ray-address", ray_cluster) as driver:
-        _wait_for(run, "trial.created", 1)
+    with Driver(spec, run, "--ray-address", ray_cluster) as driver:
+        wait_for(run, "trial.created", 1)
         driver.send_signal(number)
         assert driver.wait(timeout=60) == 130
     last = read_journal(run.attempt(1))[-1]
@@ -173,32 +169,3 @@ def test_a_cluster_that_cannot_hold_one_trial_is_refused(ray_cluster: str) -> No
     assert trials_that_fit(8, 2) == 2
     with pytest.raises(RayUnavailable, match="needs 5 CPUs, the Ray cluster has 4"):
         trials_that_fit(1, 5)
-
-
-class _Driver:
-    """`python -m sweeps run` in a process of its own; killed by its pid at the end if it still runs."""
-
-    def __init__(self, spec: Path, run: RunDir, *more: str) -> None:
-        self._temporary = tempfile.mkdtemp(prefix="dr", dir="/tmp")  # short, for Ray's sockets; a killed Ray leaves it
-        self._command = [sys.executable, "-m", "sweeps", "run", str(spec), "--out", str(run.root), "--quiet", *more]
-
-    def __enter__(self) -> subprocess.Popen[bytes]:
-        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        environment["TMPDIR"] = self._temporary
-        self._process = subprocess.Popen(self._command, env=environment)
-        return self._process
-
-    def __exit__(self, *exception: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-        shutil.rmtree(self._temporary, ignore_errors=True)
-
-
-def _wait_for(run: RunDir, kind: str, count: int, timeout_s: float = 90.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if sum(record["type"] == kind for record in read_journal(run.attempt(1))) >= count:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"no {count} x {kind} within {timeout_s} s: {read_journal(run.attempt(1))[-1:]}")

@@ -1,14 +1,17 @@
 """Two gloo workers through Ray Train give the losses of one process, whole or with the weights divided."""
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from simpo.checkpoint import read_manifest
 from sweeps.budget import WallClock
+from sweeps.control import Pause, Resume, write_edit
 from sweeps.driver import run_attempt
 from sweeps.ledger import Ledger
-from sweeps.run_dir import RunDir, read_journal, read_result
+from sweeps.run_dir import Record, RunDir, read_journal, read_result
 from sweeps.spec import parse_spec
 from sweeps.trial import Update, train_trial, workbench
 from tests.sweeps.tiny import tiny_base, tiny_spec
@@ -18,7 +21,8 @@ pytestmark = pytest.mark.ray
 
 @pytest.mark.parametrize("sharding", ["none", "full"])
 def test_two_workers_give_the_losses_of_one(tmp_path: Path, ray_cluster: str, sharding: str) -> None:
-    """Also: a sweep of worker groups ends by itself and gives every placement group back."""
+    """Also: a sweep of worker groups ends by itself and gives every placement group back, and all workers of a trial
+    hold and go on together."""
     from ray.util import placement_group_table  # noqa: PLC0415  # lazy: only this test needs it
 
     spec = tiny_spec(
@@ -32,8 +36,12 @@ def test_two_workers_give_the_losses_of_one(tmp_path: Path, ray_cluster: str, sh
     )
     run = RunDir(tmp_path / "run")
     run.write_spec(spec.model_dump(mode="json"))
-    run_attempt(run)
+    run_attempt(run, listeners=[_interfere(run)])
     records = read_journal(run.attempt(1))
+    assert [record["data"]["action"] for record in records if record["type"] == "control.applied"] == [
+        "pause",
+        "resume",
+    ]
     losses = [record["data"]["loss"] for record in records if record["type"] == "trial.progress"]
     alone, end = _alone(run)
     assert losses == pytest.approx(alone, abs=1e-6)
@@ -46,6 +54,18 @@ def test_two_workers_give_the_losses_of_one(tmp_path: Path, ray_cluster: str, sh
     assert files[0] == files[1]
     states = {group["state"] for group in placement_group_table().values()}
     assert states <= {"REMOVED"}, "a worker group kept its resources"
+
+
+def _interfere(run: RunDir) -> Callable[[Record], None]:
+    """Pause the sweep when its trial starts, and let it go on after a while."""
+
+    def heard(record: Record) -> None:
+        if record["type"] == "trial.created":
+            write_edit(run, Pause())
+        elif record["data"].get("action") == "pause":
+            threading.Timer(5.0, write_edit, (run, Resume())).start()
+
+    return heard
 
 
 def _alone(run: RunDir) -> tuple[list[float], Update]:

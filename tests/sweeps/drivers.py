@@ -1,0 +1,41 @@
+"""A sweep's driver in a process of its own, which a test may kill."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from sweeps.run_dir import RunDir, read_journal
+
+
+class Driver:
+    """`python -m sweeps run` in a process of its own; killed by its pid at the end if it still runs."""
+
+    def __init__(self, spec: Path, run: RunDir, *more: str) -> None:
+        self._temporary = tempfile.mkdtemp(prefix="dr", dir="/tmp")  # short, for Ray's sockets; a killed Ray leaves it
+        self._command = [sys.executable, "-m", "sweeps", "run", str(spec), "--out", str(run.root), "--quiet", *more]
+
+    def __enter__(self) -> subprocess.Popen[bytes]:
+        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        environment["TMPDIR"] = self._temporary
+        self._process = subprocess.Popen(self._command, env=environment)
+        return self._process
+
+    def __exit__(self, *exception: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def wait_for(run: RunDir, kind: str, count: int, timeout_s: float = 90.0) -> None:
+    """Until the first attempt has written so many records of a kind."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if sum(record["type"] == kind for record in read_journal(run.attempt(1))) >= count:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no {count} x {kind} within {timeout_s} s: {read_journal(run.attempt(1))[-1:]}")
