@@ -26,6 +26,8 @@ from service.routes import (
     deployments,
     evaluations,
     events,
+    files,
+    fine_tuning,
     health,
     inference,
     promotions,
@@ -108,7 +110,8 @@ def create_app(
         app.include_router(router)
     for router in (deployments.router, registry.router, evaluations.router, promotions.router, events.rest):
         app.include_router(router)
-    app.include_router(datasets.router)
+    for router in (datasets.router, files.router, fine_tuning.router):
+        app.include_router(router)
     if settings.proxy_models:
         app.include_router(inference.router)
     return app

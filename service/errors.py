@@ -202,7 +202,9 @@ def _openai(error: ServiceError) -> Response:
     kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     pointer = error.errors[0][0].strip("/") if error.errors else ""
     body = {"message": error.detail, "type": kind, "param": pointer.replace("/", ".") or None, "code": error.code}
-    return JSONResponse({"error": body}, error.status, error.headers)
+    # OpenAI knows no 422: what is wrong with a request is a 400.
+    status = 400 if error.status == 422 else error.status
+    return JSONResponse({"error": body}, status, error.headers)
 
 
 def _title(status: int) -> str:

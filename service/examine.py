@@ -22,6 +22,7 @@ from sqlalchemy import select
 from service import events
 from service.clock import Clock
 from service.datasets import file_of, lock_dataset
+from service.local_process import inherited_mark
 from service.models_data import Dataset
 from service.settings import Settings
 from service.states import DatasetState, Validation
@@ -155,6 +156,7 @@ def run_limited(
         out, err = Path(home) / "out", Path(home) / "err"
         env = {"HOME": home, "TMPDIR": home, "PATH": os.defpath, "COLUMNS": "10000", "OMP_NUM_THREADS": "1"}
         env |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1"}
+        env |= inherited_mark()  # should this process be killed, `simpo down` finds the doctor
         with out.open("wb") as told, err.open("wb") as complained:
             process = subprocess.Popen(
                 command,
@@ -166,7 +168,7 @@ def run_limited(
                 start_new_session=True,
             )
         try:
-            _limit(process.pid, memory_bytes)
+            _limit(process.pid, memory_bytes, timeout_s)
             deadline = time.monotonic() + timeout_s
             while process.poll() is None:
                 if not wanted():
@@ -182,11 +184,13 @@ def run_limited(
         return process.returncode, _text(out), _text(err)
 
 
-def _limit(pid: int, memory_bytes: int) -> None:
+def _limit(pid: int, memory_bytes: int, timeout_s: float) -> None:
     if not hasattr(resource, "prlimit"):  # Linux alone has it
         return
     with contextlib.suppress(ProcessLookupError):
         resource.prlimit(pid, resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        # Of an orphan, whose time nobody takes any more.
+        resource.prlimit(pid, resource.RLIMIT_CPU, (int(timeout_s) + 1, int(timeout_s) + 1))
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (_MAX_REPORT, _MAX_REPORT))
         resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
 

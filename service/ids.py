@@ -31,6 +31,11 @@ def new_id(prefix: str, now: datetime) -> str:
     return f"{prefix}_" + "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -5, -5))
 
 
+def dashed_id(prefix: str, now: datetime) -> str:
+    """The same with a dash, as OpenAI writes its ids: ftjob-01j8..."""
+    return new_id(prefix, now).replace("_", "-", 1)
+
+
 def submission_id(sweep_id: str, attempt: int) -> str:
     """The Ray job's id: deterministic, so that a submission whose answer got lost can be asked for by name.
 

@@ -90,6 +90,11 @@ def spawn(
     return child.pid
 
 
+def inherited_mark() -> dict[str, str]:
+    """The variable that makes a process one of our stack's, for children that inherit nothing else."""
+    return {MARK: os.environ[MARK]} if MARK in os.environ else {}
+
+
 def reap() -> None:
     """Let the system forget those of our children that have ended."""
     _children[:] = [child for child in _children if child.poll() is None]

@@ -21,6 +21,7 @@ from service.serving.deployer import Deployer
 from service.settings import Settings
 from service.store import Store
 from service.supervise import Supervisor
+from service.tuner import Tuner
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Reconciler:
         self._clock = clock
         self._supervisor = Supervisor(store, jobs, settings, clock, failpoint)
         self._promoter = Promoter(store, settings, clock, failpoint)
+        self._tuner = Tuner(store, settings, clock)
         self._rollout = Rollout(store, deployer, clock, failpoint)
         self._examinations = Examinations(store, settings, clock, doctor)
         self._housekeeping = housekeeping
@@ -97,7 +99,8 @@ class Reconciler:
             self._housekept_at = self._clock.monotonic()
             self._housekeeping()
         ended = self._supervisor.step()
-        return self._promoter.step() or ended
+        promoted = self._promoter.step()
+        return self._tuner.step() or promoted or ended
 
     def _step_deployments(self) -> bool:
         self._rollout.step()

@@ -17,7 +17,17 @@ from service.errors import Conflict, NotFound, illegal_transition, invalid
 from service.ids import new_id, submission_id
 from service.models import EVALUATION, Attempt, Deployment, Sweep, Trial
 from service.models_data import Dataset, DatasetUse
-from service.states import LIVE, MOVES, TRIAL_OVER, AttemptState, State, TrialState, allowed_verbs
+from service.states import (
+    DEPLOYMENT_MOVES,
+    LIVE,
+    MOVES,
+    TRIAL_OVER,
+    AttemptState,
+    DeploymentState,
+    State,
+    TrialState,
+    allowed_verbs,
+)
 
 PREFIXES: Mapping[str, str] = {"sweep": "swp", "run": "run", EVALUATION: "evl"}
 _WORDS: Mapping[str, str] = {EVALUATION: "evaluation"}
@@ -48,8 +58,13 @@ def check_name(session: Session, order: Order) -> None:
         raise name_taken(order.kind, order.name, existing)
 
 
-def create_sweep(session: Session, order: Order, caller: Caller, now: datetime) -> Sweep:
-    """Store a wish with its first event. Raises Conflict (409) when the name is taken."""
+def create_sweep(
+    session: Session, order: Order, caller: Caller, now: datetime, *, validating: bool = False
+) -> Sweep:
+    """Store a wish with its first event. Raises Conflict (409) when the name is taken.
+
+    `validating`: it waits until somebody moves it to PENDING.
+    """
     check_name(session, order)
     for role, dataset_id in order.datasets.items():
         _hold_dataset(session, dataset_id, role)
@@ -61,9 +76,9 @@ def create_sweep(session: Session, order: Order, caller: Caller, now: datetime) 
         spec=order.spec,
         plan=order.plan,
         spec_hash=order.spec_hash,
-        state=State.PENDING,
-        reason="QUEUED",
-        message="Waits for its turn.",
+        state=State.VALIDATING if validating else State.PENDING,
+        reason="VALIDATING" if validating else "QUEUED",
+        message="Its data is looked at." if validating else "Waits for its turn.",
         desired="RUN",
         attempt=0,
         event_seq=0,
@@ -71,7 +86,8 @@ def create_sweep(session: Session, order: Order, caller: Caller, now: datetime) 
     )
     session.add(sweep)
     session.add_all(DatasetUse(sweep_id=sweep.id, role=role, dataset_id=id) for role, id in order.datasets.items())
-    events.append(session, sweep, "job.queued", "Accepted.", {"name": order.name}, now=now, actor=caller.key_id)
+    first = "job.validating" if validating else "job.queued"
+    events.append(session, sweep, first, "Accepted.", {"name": order.name}, now=now, actor=caller.key_id)
     session.flush()
     return sweep
 
@@ -200,6 +216,32 @@ def trial_counts(session: Session, sweep_ids: Iterable[str]) -> dict[str, dict[s
     for sweep_id, state, number in session.execute(query):
         counts.setdefault(sweep_id, {})[state] = number
     return counts
+
+
+def new_deployment(name: str, source: Mapping[str, Any], created_by: str, now: datetime) -> Deployment:
+    """A wish to serve, to be added. `source`: the columns that say what."""
+    first = {"state": DeploymentState.PENDING, "reason": "QUEUED", "message": "Waits for Serve."}
+    return Deployment(
+        id=new_id("dep", now),
+        name=name,
+        created_by=created_by,
+        revision=1,
+        desired="SERVE",
+        event_seq=0,
+        created_at=now,
+        **source,
+        **first,
+    )
+
+
+def want_deletion(session: Session, row: Deployment, actor: str, now: datetime) -> None:
+    """Record the wish to take a locked deployment away. Raises Conflict (409) where its state does not allow it."""
+    allowed = allowed_verbs(row.state, DEPLOYMENT_MOVES)
+    if "delete" not in allowed:
+        raise illegal_transition("deployment", row.state, "delete", allowed)
+    row.desired = "DELETE"
+    row.reason, row.message = "DELETE_REQUESTED", "Will be deleted."
+    events.append(session, row, "deployment.delete_requested", "Delete requested.", now=now, actor=actor)
 
 
 def wanted_deployments(session: Session) -> list[Deployment]:

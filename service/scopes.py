@@ -17,6 +17,7 @@ _WRITES: Sequence[tuple[str, str]] = (
     ("/v1/registry", "models:promote"),
     ("/v1/promotions", "models:promote"),
     ("/v1/deployments", "deployments:write"),
+    ("/v1/models", "deployments:write"),
     ("/v1/chat", "inference"),
     ("/v1/completions", "inference"),
 )

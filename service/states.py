@@ -7,6 +7,8 @@ from enum import StrEnum
 class State(StrEnum):
     """Of a sweep or run."""
 
+    VALIDATING = "VALIDATING"
+    """Its data is looked at first (fine-tuning jobs)."""
     PENDING = "PENDING"
     RUNNING = "RUNNING"
     CANCELLING = "CANCELLING"
@@ -67,6 +69,19 @@ class Validation(StrEnum):
     """None could be made."""
 
 
+class TuningState(StrEnum):
+    """Of a fine-tuning job, around the states of its sweep."""
+
+    TRAINING = "TRAINING"
+    """Its sweep goes on, or is over and not looked at yet."""
+    DEPLOYING = "DEPLOYING"
+    """Its winner is on the way behind its name."""
+    SUCCEEDED = "SUCCEEDED"
+    """The name answers, or did."""
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
 class PromotionState(StrEnum):
     """Of a promotion. More words than a sweep's: a person must see whether something is asked of him."""
 
@@ -86,6 +101,7 @@ class PromotionState(StrEnum):
 
 
 MOVES: Mapping[str, frozenset[str]] = {
+    State.VALIDATING: frozenset({State.PENDING, State.FAILED, State.CANCELLING, State.CANCELLED}),
     State.PENDING: frozenset({State.RUNNING, State.FAILED, State.CANCELLING, State.CANCELLED}),
     State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLING, State.CANCELLED}),
     State.CANCELLING: frozenset({State.CANCELLED}),

@@ -73,7 +73,8 @@ class Supervisor:
                 log.exception("%s: skipped in this pass", sweep.id)
                 self._explain(sweep, "RUN_DIR_UNREADABLE", f"{type(error).__name__}: {error}")
         running = sum(attempt is not None for _, attempt in live)
-        self._admit([sweep for sweep, attempt in live if attempt is None], running)
+        waiting = [sweep for sweep, attempt in live if attempt is None and sweep.state == State.PENDING]
+        self._admit(waiting, running)
         for attempt in unreleased:
             self._release(attempt, jobs)
         return ended

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -13,12 +14,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from service import events, rows
+from service import datasets, events, rows
 from service.auth import Caller
 from service.cluster import Jobs, JobsError
-from service.errors import Conflict
+from service.errors import Conflict, Invalid
 from service.idempotency import Answer, Posts
 from service.models import Attempt, Base, Event, Sweep
+from service.models_data import Dataset, FineTuningJob
 from service.states import AttemptState, State
 from service.store import Store
 from tests.fakes import FakeClock
@@ -169,6 +171,51 @@ class StoreContract:
             assert session.scalar(select(func.count()).select_from(Attempt)) == 1
         assert [(s.id, a.n if a else None) for s, a in live] == [(first.id, None), (second.id, 1)]
 
+    def test_the_same_bytes_are_one_live_dataset(self, store: Store) -> None:
+        with store.write() as session:
+            session.add(_dataset("dst_1"))
+        with pytest.raises(IntegrityError), store.write() as session:
+            session.add(_dataset("dst_2"))
+        with store.write() as session:
+            session.get_one(Dataset, "dst_1").state = "DELETED"
+            session.flush()
+            session.add(_dataset("dst_2"))
+        assert _number_of(store, Dataset) == 2
+        with store.read() as session:
+            assert session.get_one(Dataset, "dst_1").bytes == 1 << 40, "more than 32 bits"
+
+    def test_a_sweep_does_not_begin_on_a_dataset_that_is_deleted_meanwhile(self, store: Store) -> None:
+        with store.write() as session:
+            session.add(_dataset("dst_1"))
+        outcomes: list[str] = []
+
+        def contend(number: int) -> None:
+            try:
+                with store.write() as session:
+                    if number % 2:
+                        reads = replace(order(f"s{number}"), datasets={"train": "dst_1"})
+                        rows.create_sweep(session, reads, CALLER, NOW)
+                    else:
+                        datasets.delete_dataset(session, datasets.lock_dataset(session, "dst_1"), CALLER, NOW)
+                outcomes.append("sweep" if number % 2 else "deleted")
+            except (Conflict, Invalid) as error:
+                outcomes.append(type(error).__name__)
+
+        _in_threads(contend, 8)
+        assert ("sweep" in outcomes) != ("deleted" in outcomes), outcomes
+
+    def test_fine_tuning_jobs_are_found_by_their_metadata(self, store: Store) -> None:
+        with store.write() as session:
+            session.add(_dataset("dst_1"))
+            session.flush()
+            for name in ("a", "b"):
+                sweep = rows.create_sweep(session, order(name), CALLER, NOW)
+                session.add(_job(name, sweep.id, {"team": name, "odd.key": "1"}))
+        with store.read() as session:
+            for key, value, found in (("team", "b", ["b"]), ("odd.key", "1", ["a", "b"]), ("none", "1", [])):
+                wanted = select(FineTuningJob.id).where(FineTuningJob.labels[key].as_string() == value)
+                assert sorted(session.scalars(wanted)) == found
+
     def test_ping(self, store: Store) -> None:
         store.ping()
         with store.read() as session:
@@ -213,6 +260,42 @@ class JobsContract:
         jobs.stop("swp-contract-a1")
         info = jobs.list()["swp-contract-a1"]
         assert info.status == "STOPPED"
+
+
+def _dataset(id: str) -> Dataset:
+    return Dataset(
+        id=id,
+        filename="rows.jsonl",
+        created_by="key_1",
+        sha256="0" * 64,
+        format="jsonl",
+        bytes=1 << 40,
+        unpacked_bytes=1 << 40,
+        rows=1,
+        columns=["prompt"],
+        state="READY",
+        validation="NONE",
+        validation_message="",
+        event_seq=0,
+        created_at=NOW,
+    )
+
+
+def _job(id: str, sweep_id: str, metadata: dict[str, str]) -> FineTuningJob:
+    return FineTuningJob(
+        id=id,
+        sweep_id=sweep_id,
+        created_by="key_1",
+        model="practice",
+        training_file="dst_1",
+        method="simpo",
+        hyperparameters={},
+        seed=0,
+        labels=metadata,
+        fine_tuned_model=f"ft-{id}",
+        state="TRAINING",
+        created_at=NOW,
+    )
 
 
 def _number_of(store: Store, table: type[Base]) -> int:

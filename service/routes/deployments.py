@@ -12,13 +12,12 @@ from service import events, registry, rows
 from service.context import CallerDep, ContextDep, IdempotencyKey, bearer
 from service.errors import Conflict, illegal_transition, invalid
 from service.idempotency import Answer
-from service.ids import new_id
 from service.models import Deployment
 from service.pages import PageQuery, check_if_match, etag, page, single, states_in
 from service.routes.sweeps import PROBLEMS
 from service.schemas import DeploymentIn, DeploymentOut, PageOf, deployment_json
 from service.settings import Settings
-from service.states import DEPLOYMENT_MOVES, DeploymentState, allowed_verbs
+from service.states import DeploymentState
 from service.winners import model_path
 
 router = APIRouter(prefix="/v1/deployments", tags=["deployments"], dependencies=[bearer], responses=PROBLEMS)
@@ -46,7 +45,7 @@ def create_deployment(
         taken = select(Deployment.id).where(Deployment.name == body.name, Deployment.state != DeploymentState.DELETED)
         if existing := session.scalar(taken):
             raise rows.name_taken("deployment", body.name, existing)
-        row = _row(body.name, source, caller.key_id, now)
+        row = rows.new_deployment(body.name, source, caller.key_id, now)
         session.add(row)
         facts = {"name": row.name, "sweep": row.sweep_id, "checkpoint": row.checkpoint, "model": row.follows}
         events.append(session, row, "deployment.requested", "Accepted.", facts, now=now, actor=caller.key_id)
@@ -97,20 +96,11 @@ def delete_deployment(request: Request, deployment_id: str, context: ContextDep,
             raise rows.no_such("deployment", deployment_id)
         check_if_match(request, row.version)
         if row.desired != "DELETE":
-            _want_delete(session, row, caller.key_id, context.clock.now())
+            rows.want_deletion(session, row, caller.key_id, context.clock.now())
         elif row.state == DeploymentState.DELETED:
             raise illegal_transition("deployment", row.state, "delete", [])
     context.reconciler.wake()
     return JSONResponse(deployment_json(row), 200, {"etag": etag(row.version)})
-
-
-def _want_delete(session: Session, row: Deployment, actor: str, now: datetime) -> None:
-    allowed = allowed_verbs(row.state, DEPLOYMENT_MOVES)
-    if "delete" not in allowed:
-        raise illegal_transition("deployment", row.state, "delete", allowed)
-    row.desired = "DELETE"
-    row.reason, row.message = "DELETE_REQUESTED", "Will be deleted."
-    events.append(session, row, "deployment.delete_requested", "Delete requested.", now=now, actor=actor)
 
 
 def _source(session: Session, settings: Settings, body: DeploymentIn) -> dict[str, Any]:
@@ -133,18 +123,3 @@ def _source(session: Session, settings: Settings, body: DeploymentIn) -> dict[st
         "follows": body.model,
         "model_version": version.n,
     }
-
-
-def _row(name: str, source: dict[str, Any], created_by: str, now: datetime) -> Deployment:
-    first: dict[str, Any] = {"state": DeploymentState.PENDING, "reason": "QUEUED", "message": "Waits for Serve."}
-    return Deployment(
-        id=new_id("dep", now),
-        name=name,
-        created_by=created_by,
-        revision=1,
-        desired="SERVE",
-        event_seq=0,
-        created_at=now,
-        **source,
-        **first,
-    )

@@ -10,9 +10,10 @@ from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from service.context import Context, ContextDep, bearer
+from service.context import CallerDep, Context, ContextDep, bearer
 from service.errors import BadRequest, NotFound, Unavailable
 from service.models import Deployment
+from service.rows import want_deletion
 from service.serving.deployer import route_prefix
 from service.states import DeploymentState
 
@@ -44,6 +45,20 @@ def list_models(context: ContextDep) -> Response:
 def get_model(model: str, context: ContextDep) -> Response:
     """One of them."""
     return JSONResponse(_model(_find(context, model)))
+
+
+@router.delete("/models/{model}")
+def delete_model(model: str, context: ContextDep, caller: CallerDep) -> Response:
+    """Take a deployment away, as OpenAI's client does: by its name, without If-Match. Its checkpoint stays."""
+    with context.store.write() as session:
+        wanted = select(Deployment).where(Deployment.name == model, Deployment.state != DeploymentState.DELETED)
+        row = session.scalar(wanted.with_for_update())
+        if row is None:
+            raise NotFound(f"The model {model!r} does not exist.", code="model_not_found")
+        if row.desired != "DELETE":
+            want_deletion(session, row, caller.key_id, context.clock.now())
+    context.reconciler.wake()
+    return JSONResponse({"id": model, "object": "model", "deleted": True})
 
 
 async def _forward(request: Request, context: Context, path: str) -> Response:
