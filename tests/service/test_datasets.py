@@ -303,8 +303,8 @@ def test_a_report_that_cannot_be_made_says_why_and_one_that_was_cut_off_is_made_
         assert plane.client.get(path).json()["validation"]["state"] == "FAILED"
         doctor.error = None
         plane.client.post(f"{path}/validate")
-        newer = {"url": f"{path}/validate", "json": {"eval": path.rpartition("/")[2]}}
-        doctor.meanwhile = partial(plane.client.post, **newer)
+        beside = {"eval": path.rpartition("/")[2]}
+        doctor.meanwhile = partial(plane.client.post, f"{path}/validate", json=beside)
         plane.turn()
         assert plane.client.get(path).json()["validation"]["state"] == "PENDING", "a newer wish waits"
         doctor.meanwhile = lambda: None

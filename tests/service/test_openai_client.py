@@ -98,7 +98,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture
 def client(stack: Stack) -> Iterator[openai.OpenAI]:
     stack.doctor.ok, stack.doctor.error, stack.doctor.meanwhile = True, None, lambda: None
-    with openai.OpenAI(base_url=stack.url, api_key=stack.key, http_client=httpx.Client(trust_env=False)) as connected:
+    http = openai.DefaultHttpxClient(trust_env=False)
+    with openai.OpenAI(base_url=stack.url, api_key=stack.key, http_client=http) as connected:
         yield connected
 
 
@@ -194,7 +195,7 @@ def test_create_events_succeeded_chat(client: openai.OpenAI, stack: Stack) -> No
     assert [event.data["metrics"]["accuracy"] for event in told if event.type == "metrics"][-1] == 0.0
     checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id, limit=4))
     assert len(checkpoints) == 6 and checkpoints[0].fine_tuned_model_checkpoint == done.fine_tuned_model
-    answer = client.chat.completions.create(model=done.fine_tuned_model, messages=TURNS)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model=done.fine_tuned_model, messages=TURNS)
     assert answer.choices[0].message.content == f"/d/{done.fine_tuned_model}/v1/chat/completions"
     assert done.fine_tuned_model in [model.id for model in client.models.list()]
     assert client.models.delete(done.fine_tuned_model).deleted
