@@ -238,6 +238,8 @@ def _read(path: Path) -> Found:
         fault = ConfigError("is not named by a number: use `python -m sweeps control`, or 00000001.json", path.name)
         return Found(name=path.name, seq=None, fault=fault)
     try:
+        if not path.is_file():  # to open a pipe would wait for ever
+            raise ConfigError("is no file: remove it", path.name)
         with path.open("rb") as file:
             text = file.read(MOST_BYTES + 1)
         if len(text) > MOST_BYTES:

@@ -16,7 +16,7 @@ from sweeps.run_dir import Record, RunDir, read_heartbeat, read_result
 from sweeps.spec import read_spec_file
 from sweeps.yaml_text import read_yaml
 
-POLL_S = 0.2
+POLL_S = 0.5
 
 control_app = typer.Typer(no_args_is_help=True, add_completion=False)
 

@@ -45,6 +45,7 @@ class Desk:
         self._cancel = cancel
         self._ledger: Ledger | None = None
         self._searched = False
+        self._closed = False
         self._lock = threading.RLock()
         self._answered: set[str] = set()
         self._own: list[Change] = []
@@ -65,16 +66,18 @@ class Desk:
                 self._signal()
         try:
             yield
+            self._searched = True
         finally:
             with self._lock, ledger.lock:
                 ledger.over = True
                 self._clock.resume()
-                self._ledger, self._searched = None, True
+                self._ledger = None
+                self._closed = not self._searched  # a search that was broken off has a successor, who answers the rest
 
     def heed(self) -> None:
         """Answer every edit that is there and can be answered now. Raises RunDirError on a full disk: try again."""
         with self._lock:
-            for found in read_edits(self._attempt.run, self._answered):
+            for found in () if self._closed else read_edits(self._attempt.run, self._answered):
                 if found.fault is not None:
                     self._refuse(found, found.fault)
                 elif self._ledger is not None:

@@ -90,12 +90,12 @@ class Study:
         """Whether every trial of the budget has ended."""
         return self.exhausted and len(self.outcomes) >= len(self.asks)
 
-    def ask(self) -> Ask | None:
-        """The next trial to run; None while earlier results are awaited, or when all have been asked.
+    def ask(self, *, below: float = math.inf) -> Ask | None:
+        """The next trial to run; None while earlier results are awaited, or when all have been asked, or all `below`.
 
         Trials whose outcome a predecessor recorded are asked and completed on the way, unseen.
         """
-        while self._take_effect() and not self.exhausted:
+        while self._take_effect() and not self.exhausted and len(self.asks) < below:
             number = len(self.asks)
             if not self._know(self._needed(number)):
                 return None
@@ -128,7 +128,7 @@ class Study:
         params = point_by_hand(self.edited, edit, {trial_id(number): point for number, point in asked.items()})
         number = next(n for n in count(after) if n not in self._by_hand and not self._random(n))
         if self._spent or number >= most_trials(self.edited, len(self._by_hand) + 1):
-            raise ConfigError("every trial of the budget was asked: extend it first, by one trial at least", "action")
+            raise ConfigError("no trial of the budget is left to take its place: extend it first", "action")
         return Change(seq=seq, edit=edit, after=after, told=told, number=number, params=params)
 
     def apply(self, change: Change) -> None:

@@ -1,6 +1,7 @@
 """Edits of a running sweep without Ray: what is refused by name, what an attempt answers, what its successor knows."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -306,7 +307,8 @@ def test_extending_moves_every_limit(tmp_path: Path) -> None:
         (lambda place: (place / "00000001.json").write_text('{"action": "pa'), "00000001.json", "is not valid JSON"),
         (lambda place: (place / "1.json").write_bytes(b"\xff\xfe"), "1.json", "is not valid JSON"),
         (lambda place: (place / "1.json").write_text("[" * 10**5), "1.json", "is not valid JSON"),
-        (lambda place: (place / "1.json").mkdir(), "1.json", "cannot be read"),
+        (lambda place: (place / "1.json").mkdir(), "1.json", "is no file"),
+        (lambda place: os.mkfifo(place / "1.json"), "1.json", "is no file"),
         (lambda place: (place / "pause.json").write_text('{"action": "pause"}'), "pause.json", "not named by a number"),
         (lambda place: (place / "1.json").write_text('{"action": "extend", "trials": 1e9}'), "trials", "10000"),
         (lambda place: (place / "1.json").write_text(" " * (2**20 + 1)), "1.json", "is longer than"),
@@ -342,6 +344,18 @@ def test_edits_wait_for_the_search_and_are_refused_after_it(tmp_path: Path) -> N
     for action, facts in (("resume", {}), ("stop_trial", {"trial_id": "trl_0000"}), ("extend", {"trials": 9})):
         assert "the search is over" in office.ask(action=action, **facts)["data"]["message"]
     assert [row["state"] for row in edits_told(office.run)] == ["applied"] * 2 + ["refused"] * 3
+
+
+def test_a_search_that_is_broken_off_leaves_edits_to_its_successor(tmp_path: Path) -> None:
+    office = Office(tmp_path)
+    with pytest.raises(InterruptedError), office.desk.searching(office.ledger):
+        raise InterruptedError
+    write_edit(office.run, Extend(trials=9))
+    office.desk.heed()
+    assert read_journal(office.attempt) == []
+    heir = Office(tmp_path).open()
+    heir.desk.heed()
+    assert heir.ledger.study.edited.budget.trials == 9
 
 
 def test_a_cancel_is_heard_at_any_time_and_for_good(tmp_path: Path) -> None:

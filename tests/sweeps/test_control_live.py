@@ -95,5 +95,22 @@ def test_a_sweep_obeys_its_people_over_a_driver_that_is_killed(
     assert "has its result" in capsys.readouterr().err
 
 
+def test_a_sweep_is_cancelled_in_a_pause_and_for_good(
+    tmp_path: Path, ray_cluster: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(tiny_spec(tiny_base(tmp_path / "base"), budget={"trials": 400, "steps": 12}).model_dump_json())
+    run = RunDir(tmp_path / "run")
+    with Driver(spec, run, "--ray-address", ray_cluster) as driver:
+        wait_for(run, "trial.created", 1)
+        _control(capsys, run, "pause")
+        assert _control(capsys, run, "cancel")["state"] == "applied"
+        assert driver.wait(timeout=60) == 130
+    last = read_journal(run.attempt(1))[-1]
+    assert (last["type"], last["data"]) == ("job.stopped", {"reason": "cancelled"})
+    assert _main("resume", str(run.root), "--quiet") == 2
+    assert "was cancelled, which is for good" in capsys.readouterr().err
+
+
 def _set(point: dict[str, Any]) -> list[str]:
     return [word for key, value in point.items() for word in ("--set", f"{key}={value}")]
