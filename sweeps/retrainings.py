@@ -12,8 +12,8 @@ from typing import Any
 
 from sweeps.ledger import Ended, Ledger, last_word
 from sweeps.outcome import Outcome, honest
-from sweeps.recorded import ENDINGS
-from sweeps.run_dir import Attempt, Level, RunDir, read_journal
+from sweeps.recorded import ENDINGS, accepted_records
+from sweeps.run_dir import Attempt, Level, RunDir
 from sweeps.trial import Assignment, Update
 
 CREATED = "replicate.created"
@@ -146,8 +146,8 @@ def _recorded(run: RunDir, *, below: int) -> list[tuple[tuple[int, int], Retrain
     """What the attempts under `below` know: (finalist, replicate), its end if it can be taken over, its folders."""
     places: dict[tuple[int, int], list[Path]] = {}
     ends: dict[tuple[int, int], Retrained] = {}
-    for attempt in run.attempts():
-        for record in read_journal(attempt) if attempt.number < below else []:
+    for attempt, records in accepted_records(run, below=below):
+        for record in records:
             kind, data = record["type"], record["data"]
             if kind != CREATED and kind not in _ENDINGS.values():
                 continue

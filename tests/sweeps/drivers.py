@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from sweeps.run_dir import RunDir, read_journal
@@ -14,13 +15,14 @@ from sweeps.run_dir import RunDir, read_journal
 class Driver:
     """`python -m sweeps run` in a process of its own; killed by its pid at the end if it still runs."""
 
-    def __init__(self, spec: Path, run: RunDir, *more: str) -> None:
+    def __init__(self, spec: Path, run: RunDir, *more: str, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = environment or {}
         self._temporary = tempfile.mkdtemp(prefix="dr", dir="/tmp")  # short, for Ray's sockets; a killed Ray leaves it
         self._command = [sys.executable, "-m", "sweeps", "run", str(spec), "--out", str(run.root), "--quiet", *more]
 
     def __enter__(self) -> subprocess.Popen[bytes]:
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        environment["TMPDIR"] = self._temporary
+        environment |= {"TMPDIR": self._temporary, **self._environment}
         self._process = subprocess.Popen(self._command, env=environment)
         return self._process
 

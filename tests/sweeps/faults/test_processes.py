@@ -1,0 +1,146 @@
+"""kill -9 of the driver and of trial processes; a trial that always dies; a driver that comes back as an orphan."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sweeps.driver import run_attempt
+from sweeps.run_dir import AttemptClaimed, Record, RunDir, read_journal, read_result
+from tests.sweeps.drivers import Driver, wait_for
+from tests.sweeps.faults.invariants import check
+
+pytestmark = pytest.mark.ray
+
+
+def test_a_killed_driver_leaves_no_process_and_its_successor_finds_the_same_winner(
+    run: RunDir, undisturbed: Path
+) -> None:
+    with Driver(run.spec_path, run) as driver:
+        wait_for(run, "trial.completed", 2)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    # Ray's two agents leave by themselves, but first they try for a minute to tell the dead GCS why.
+    assert {process.name() for process in alive} <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+    for process in alive:
+        process.kill()
+
+    seen: list[Record] = []
+    result = run_attempt(run, listeners=[seen.append])
+    check(run.root, like=undisturbed)
+    assert result["attempt"] == 2
+    assert sum(record["type"] == "trial.created" for record in seen) <= 4, "finished trials were run again"
+    assert any("as prepared by attempt 1" in record["message"] for record in seen)
+
+
+@pytest.mark.parametrize("moment", ["within a step", "while it writes a checkpoint"])
+def test_a_killed_trial_goes_on_in_another_process(run: RunDir, undisturbed: Path, moment: str) -> None:
+    assassin = _Assassin(run, at_checkpoint=moment == "while it writes a checkpoint")
+    with assassin.at_work():
+        run_attempt(run, listeners=[assassin.listen])
+    assert assassin.victim, "nobody was killed"
+    check(run.root, like=undisturbed)
+    starts = [record for record in read_journal(run.attempt(1)) if record["type"] == "trial.started"]
+    of_victim = [record["data"] for record in starts if record["data"]["trial_id"] == assassin.victim]
+    assert len(of_victim) == 2
+    assert of_victim[0]["pid"] != of_victim[1]["pid"]
+    assert not list(run.root.glob("attempts/1/trials/*/.*")), "what it had not finished writing stays behind"
+
+
+def test_a_trial_that_always_dies_fails_alone(run: RunDir, undisturbed: Path) -> None:
+    def poison(record: Record) -> None:
+        if record["type"] == "trial.started" and record["data"]["number"] == 1:
+            os.kill(record["data"]["pid"], signal.SIGKILL)
+
+    result = run_attempt(run, listeners=[poison])
+    check(run.root)
+    records = read_journal(run.attempt(1))
+    assert [r["data"]["number"] for r in records if r["type"] == "trial.started"].count(1) == 3, "tried twice more"
+    failed = [record["data"] for record in records if record["type"] == "trial.failed"]
+    assert [(data["number"], data["value"]) for data in failed] == [(1, None)]
+    assert "process died" in failed[0]["reason"]
+    assert sum(result["trials"].values()) == 6
+    assert result["trials"]["FAILED"] == 1
+
+
+def test_an_orphan_comes_back_and_touches_nothing(run: RunDir, undisturbed: Path, ray_cluster: str) -> None:
+    with Driver(run.spec_path, run, "--ray-address", ray_cluster) as orphan:
+        wait_for(run, "trial.completed", 1)
+        orphan.send_signal(signal.SIGSTOP)
+        written = len(read_journal(run.attempt(1)))
+
+        def wake(record: Record) -> None:
+            if record["type"] == "trial.completed":
+                orphan.send_signal(signal.SIGCONT)
+
+        result = run_attempt(run, listeners=[wake])
+        assert orphan.wait(timeout=120) == 130
+    assert result["attempt"] == 2
+    check(run.root, like=undisturbed)
+    late = read_journal(run.attempt(1))
+    assert (late[-1]["type"], late[-1]["data"]["reason"]) == ("job.stopped", "a newer attempt has taken over")
+    assert len(late) > written, "it did come back"
+    with pytest.raises(AttemptClaimed, match="superseded: its result is not accepted"):
+        run.attempt(1).publish_result(result)
+    assert read_result(run.attempt(1)) is None
+
+
+class _Assassin:
+    """Kills one trial process, once: within a training step, or while a checkpoint lies half-written."""
+
+    def __init__(self, run: RunDir, *, at_checkpoint: bool) -> None:
+        self.victim = ""
+        """The trial whose process it was."""
+        self._trials = run.root / "attempts" / "1" / "trials"
+        self._at_checkpoint = at_checkpoint
+        self._pids: dict[str, int] = {}
+        self._over = threading.Event()
+
+    def listen(self, record: Record) -> None:
+        """Called by the driver, which lets the trial go on only after that."""
+        data = record["data"]
+        if record["type"] == "trial.started":
+            self._pids[data["trial_id"]] = data["pid"]
+        elif record["type"] == "trial.progress" and data["step"] == 6 and not self._at_checkpoint and not self.victim:
+            self.victim = data["trial_id"]
+            threading.Thread(target=_kill_when_it_works, args=[self._pids[self.victim]], daemon=True).start()
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Looks for half-written checkpoints meanwhile."""
+        watch = threading.Thread(target=self._watch, daemon=True)
+        watch.start()
+        yield
+        self._over.set()
+        watch.join()
+
+    def _watch(self) -> None:
+        while self._at_checkpoint and not self.victim and not self._over.is_set():
+            for partial in self._trials.glob("*/.rung-*.partial-*"):
+                process = psutil.Process(int(partial.name.rpartition("-")[2]))
+                process.suspend()
+                while process.status() != psutil.STATUS_STOPPED:
+                    time.sleep(0.001)
+                if partial.exists():  # it did not finish meanwhile
+                    self.victim = partial.parent.name
+                    process.kill()
+                    break
+                process.resume()
+            time.sleep(0.0005)
+
+
+def _kill_when_it_works(pid: int) -> None:
+    """Once it has taken processor time for the next step."""
+    process = psutil.Process(pid)
+    before = sum(process.cpu_times()[:2])
+    while sum(process.cpu_times()[:2]) == before:
+        time.sleep(0.001)
+    process.kill()
