@@ -10,7 +10,8 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from tests.k8s.lints import matches, quantity
-from tests.k8s.manifests import PodView, name_of, pods, ray_clusters
+from tests.k8s.manifests import AUTOSCALER, PodView, name_of, pods, ray_clusters
+from tests.k8s.quota import within_quota
 
 Json = dict[str, Any]
 Check = Callable[[list[Json]], Iterator[str]]
@@ -50,7 +51,7 @@ def read_only_root(objects: list[Json]) -> Iterator[str]:
 def ray_scratch(objects: list[Json]) -> Iterator[str]:
     """Ray's /dev/shm holds its object store and fits into the memory limit; /tmp/ray is bounded."""
     for view in pods(objects):
-        for container in view.containers() if view.is_ray else ():
+        for container in view.ray_containers():
             where = f"{view.owner} {container['name']}"
             shm, tmp = _empty_dir(view, container, "/dev/shm"), _empty_dir(view, container, "/tmp/ray")
             limit = quantity(container["resources"]["limits"]["memory"])
@@ -76,7 +77,7 @@ def time_to_stop(objects: list[Json]) -> Iterator[str]:
             continue
         if view.spec.get("terminationGracePeriodSeconds", 30) < 60:
             yield f"{view.owner}: terminationGracePeriodSeconds must be at least 60"
-        if not all("preStop" in (container.get("lifecycle") or {}) for container in view.spec["containers"]):
+        if not all("preStop" in (container.get("lifecycle") or {}) for container in view.ray_containers()):
             yield f"{view.owner}: needs a preStop hook"
 
 
@@ -96,7 +97,7 @@ def disruption_budgets(objects: list[Json]) -> Iterator[str]:
 
 
 def no_cluster_identity(objects: list[Json]) -> Iterator[str]:
-    """No pod gets a Kubernetes token, each kind has its own ServiceAccount, and nothing is bound to a role."""
+    """No container has a Kubernetes token but Ray's autoscaler; each pod has an account; we bind nothing to a role."""
     for thing in objects:
         if thing["kind"] == "ServiceAccount" and thing.get("automountServiceAccountToken") is not False:
             yield f"{name_of(thing)}: automountServiceAccountToken must be false"
@@ -109,6 +110,11 @@ def no_cluster_identity(objects: list[Json]) -> Iterator[str]:
             yield f"{view.owner}: needs a ServiceAccount of its own"
         if view.spec.get("enableServiceLinks") is not False:
             yield f"{view.owner}: enableServiceLinks must be false (it adds SIMPO_..._PORT variables)"
+        tokens = set(_token_volumes(view))
+        for container in view.containers():
+            mounted = {mount["name"] for mount in container.get("volumeMounts") or []}
+            if mounted & tokens and container["name"] != AUTOSCALER:
+                yield f"{view.owner} {container['name']}: only Ray's autoscaler may mount a Kubernetes token"
 
 
 def default_deny(objects: list[Json]) -> Iterator[str]:
@@ -165,7 +171,8 @@ def pinned_images(objects: list[Json]) -> Iterator[str]:
 def probes(objects: list[Json]) -> Iterator[str]:
     """Long-running containers of ours have a liveness and a readiness probe that ask different questions."""
     for view in pods(objects):
-        if view.is_ray or view.owner.startswith("Job/"):  # KubeRay adds its own to Ray's containers
+        ends = view.spec.get("restartPolicy") in ("Never", "OnFailure")
+        if view.is_ray or ends:  # KubeRay adds its own to Ray's containers; a Job is ready when it is done
             continue
         for container in view.spec["containers"]:
             found = [container.get(key) for key in ("livenessProbe", "readinessProbe")]
@@ -206,6 +213,70 @@ def one_serve_owner(objects: list[Json]) -> Iterator[str]:
             yield f"{name_of(thing)}: would overwrite what the reconciler puts over Serve's REST API"
 
 
+def serve_haproxy(objects: list[Json]) -> Iterator[str]:
+    """Every node of a cluster that serves runs HAProxy in throughput mode: half a cluster would mix proxies."""
+    serving = {view.labels["ray.io/cluster"] for view in pods(objects) if view.is_ray and _has_port(view, "serve")}
+    for view in pods(objects):
+        for container in view.ray_containers() if view.labels.get("ray.io/cluster") in serving else ():
+            values = {entry["name"]: entry.get("value") for entry in container.get("env") or []}
+            for name in ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED"):
+                if values.get(name) != "1":
+                    yield f'{view.owner} {container["name"]}: {name} must be "1"'
+
+
+def one_image_per_cluster(objects: list[Json]) -> Iterator[str]:
+    """All nodes of a Ray cluster run one image: Ray refuses nodes of another version, pickles need the same code."""
+    images: dict[str, set[str]] = {}
+    for view in pods(objects):
+        if view.is_ray:
+            images.setdefault(view.labels["ray.io/cluster"], set()).update(c["image"] for c in view.containers())
+    yield from (
+        f"{name}: has {len(found)} images: {', '.join(sorted(found))}"
+        for name, found in images.items()
+        if len(found) > 1
+    )
+
+
+def heads_stay(objects: list[Json]) -> Iterator[str]:
+    """The head of a standing Ray cluster is kept off nodes that a cloud may take back."""
+    for view in pods(objects):
+        if view.owner.startswith("RayCluster/") and view.labels["ray.io/node-type"] == "head":
+            affinity = (view.spec.get("affinity") or {}).get("nodeAffinity") or {}
+            terms = (affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}).get("nodeSelectorTerms") or [
+                {}
+            ]
+            refused = [{e["key"] for e in t.get("matchExpressions") or [] if e["operator"] == "NotIn"} for t in terms]
+            if not all(
+                "karpenter.sh/capacity-type" in keys and "cloud.google.com/gke-spot" in keys for keys in refused
+            ):
+                yield f"{view.owner}: needs a nodeAffinity that keeps it off spot nodes"
+
+
+def spread(objects: list[Json]) -> Iterator[str]:
+    """Pods of which there are several, and that somebody waits for, are spread over nodes."""
+    for view in pods(objects):
+        component, node = view.labels.get("app.kubernetes.io/component"), view.labels.get("ray.io/node-type")
+        several = component in ("api", "reconciler") or (component == "serving" and node == "worker")
+        if several and "topologySpreadConstraints" not in view.spec and "nvidia.com/gpu" not in _limits(view):
+            yield f"{view.owner}: needs topologySpreadConstraints"
+
+
+def public_origin(objects: list[Json]) -> Iterator[str]:
+    """The world reaches the API, over TLS, and nothing else: no Ray dashboard and no Serve, which ask for no key."""
+    for thing in objects:
+        for backend in _backends(thing):
+            if backend != "simpo-api":
+                yield f"{name_of(thing)}: leads to {backend}; only simpo-api may be public"
+        if thing["kind"] == "Ingress" and not thing["spec"].get("tls"):
+            yield f"{name_of(thing)}: needs tls"
+        if thing["kind"] == "Gateway":
+            for listener in thing["spec"]["listeners"]:
+                if listener["protocol"] == "HTTPS" and not (listener.get("tls") or {}).get("certificateRefs"):
+                    yield f"{name_of(thing)}: the listener {listener['name']} needs a certificate"
+        if thing["kind"] == "Service" and thing["spec"].get("type", "ClusterIP") != "ClusterIP":
+            yield f"{name_of(thing)}: must be of type ClusterIP"
+
+
 CHECKS: tuple[Check, ...] = (
     fixed_memory,
     read_only_root,
@@ -222,6 +293,12 @@ CHECKS: tuple[Check, ...] = (
     labelled,
     nothing_alpha,
     one_serve_owner,
+    serve_haproxy,
+    one_image_per_cluster,
+    heads_stay,
+    spread,
+    public_origin,
+    within_quota,
 )
 
 
@@ -233,6 +310,28 @@ def _empty_dir(view: PodView, container: Json, path: str) -> Json | None:
             empty_dir: Json | None = volume.get("emptyDir")
             return empty_dir
     return None
+
+
+def _token_volumes(view: PodView) -> Iterator[str]:
+    for volume in view.spec.get("volumes") or []:
+        sources = (volume.get("projected") or {}).get("sources") or []
+        if any("serviceAccountToken" in source for source in sources):
+            yield volume["name"]
+
+
+def _has_port(view: PodView, name: str) -> bool:
+    return any(port.get("name") == name for container in view.containers() for port in container.get("ports") or [])
+
+
+def _limits(view: PodView) -> set[str]:
+    return {key for container in view.containers() for key in (container.get("resources") or {}).get("limits") or {}}
+
+
+def _backends(thing: Json) -> Iterator[str]:
+    """Names of the Services that an Ingress or an HTTPRoute leads to."""
+    for rule in thing["spec"].get("rules") or [] if thing["kind"] in ("Ingress", "HTTPRoute") else ():
+        yield from (backend["name"] for backend in rule.get("backendRefs") or [])
+        yield from (path["backend"]["service"]["name"] for path in (rule.get("http") or {}).get("paths") or [])
 
 
 def _contains(cidr: str) -> bool:

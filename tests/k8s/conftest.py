@@ -1,5 +1,6 @@
 """The rendered kustomizations, and the data sets of ../shared where they are there."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,28 @@ def _render(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(params=manifests.folders(), ids=lambda folder: folder.name)
-def objects(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    """The objects of the base, then of each overlay."""
-    return _render(request.param)
+def folder(request: pytest.FixtureRequest) -> Path:
+    """The base, then each overlay, then the components that no overlay uses."""
+    path: Path = request.param
+    return path
+
+
+@pytest.fixture
+def objects(folder: Path) -> list[dict[str, Any]]:
+    """The objects of `folder`."""
+    return _render(folder)
 
 
 @pytest.fixture
 def base() -> list[dict[str, Any]]:
     """The objects of the base."""
     return _render(manifests.K8S / "base")
+
+
+@pytest.fixture
+def rendered() -> Callable[[Path], list[dict[str, Any]]]:
+    """The renderer, for tests that need several kustomizations."""
+    return _render
 
 
 @pytest.fixture

@@ -56,6 +56,20 @@ _RAY_POD = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 60,
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [
+                        {
+                            "matchExpressions": [
+                                {"key": "karpenter.sh/capacity-type", "operator": "NotIn", "values": ["spot"]},
+                                {"key": "cloud.google.com/gke-spot", "operator": "NotIn", "values": ["true"]},
+                            ]
+                        }
+                    ]
+                }
+            }
+        },
         "securityContext": _POD_SECURITY,
         "containers": [
             {
@@ -74,6 +88,12 @@ _RAY_POD = {
     },
 }
 _OBJECTS: list[Json] = [
+    {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {**_META, "name": "all"},
+        "spec": {"hard": {"requests.memory": "16Gi", "pods": "8"}},
+    },
     {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "web", "labels": _LABELS}},
     {
         "apiVersion": "v1",

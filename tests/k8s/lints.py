@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from tests.k8s.manifests import PodView, name_of, pods, ray_clusters
+from tests.k8s.manifests import CLUSTER_SCOPED, PodView, name_of, pods, ray_clusters
 
 Json = dict[str, Any]
 Lint = Callable[[list[Json]], Iterator[str]]
@@ -41,6 +41,8 @@ def names(objects: list[Json]) -> Iterator[str]:
     """Names are DNS-1035 labels of at most 40 characters, label values at most 63, and nothing is there twice."""
     for thing in objects:
         name = _HASHED.sub("", thing["metadata"]["name"]) if thing["kind"] == "ConfigMap" else thing["metadata"]["name"]
+        if thing["kind"] in CLUSTER_SCOPED and "namespace" in thing["metadata"]:
+            yield f"{name_of(thing)}: is not in any namespace, so must not name one"
         if not _NAME.fullmatch(name):
             yield f"{name_of(thing)}: the name must start with a letter and have only a-z, 0-9 and -"
         if len(name) > MAX_NAME:
@@ -56,7 +58,7 @@ def one_namespace(objects: list[Json]) -> Iterator[str]:
     """Everything lives in the one namespace that the kustomization makes, never in `default`."""
     made = {thing["metadata"]["name"] for thing in objects if thing["kind"] == "Namespace"}
     for thing in objects:
-        if thing["kind"] != "Namespace" and _namespace(thing) not in made:
+        if thing["kind"] not in CLUSTER_SCOPED and _namespace(thing) not in made:
             ours = ", ".join(sorted(made)) or "a namespace that is made here"
             yield f"{name_of(thing)}: lives in {_namespace(thing)}, not in {ours}"
 
@@ -133,7 +135,62 @@ def secrets(objects: list[Json]) -> set[tuple[str, str]]:
     for _, cluster in ray_clusters(objects):
         if "secretName" in cluster.get("authOptions", {}):
             found.add((cluster["authOptions"]["secretName"], "auth_token"))  # the key that KubeRay reads
+        password = (cluster.get("gcsFaultToleranceOptions") or {}).get("redisPassword") or {}
+        if "valueFrom" in password:
+            found.add((password["valueFrom"]["secretKeyRef"]["name"], password["valueFrom"]["secretKeyRef"]["key"]))
+    for thing in objects:  # certificates
+        named = (
+            [tls["secretName"] for tls in (thing.get("spec") or {}).get("tls") or []]
+            if thing["kind"] == "Ingress"
+            else []
+        )
+        if thing["kind"] == "Gateway":
+            tls = [listener.get("tls") or {} for listener in thing["spec"]["listeners"]]
+            named = [reference["name"] for one in tls for reference in one.get("certificateRefs") or []]
+        found |= {(name, key) for name in named for key in ("tls.crt", "tls.key")}
     return found
+
+
+def scaling(objects: list[Json]) -> Iterator[str]:
+    """What a scaler decides is not written down beside it, or every apply would undo its work; its target exists."""
+    there = {name_of(thing): thing for thing in objects}
+    for thing in objects:
+        if thing["kind"] == "HorizontalPodAutoscaler":
+            target = thing["spec"]["scaleTargetRef"]
+            found = there.get(f"{target['kind']}/{target['name']}")
+            if found is None:
+                yield f"{name_of(thing)}: scales {target['kind']}/{target['name']}, which is not there"
+            elif "replicas" in found["spec"]:
+                yield f"{name_of(found)}: replicas must be left to {name_of(thing)}"
+    for name, cluster in ray_clusters(objects):
+        for group in cluster.get("workerGroupSpecs") or [] if cluster.get("enableInTreeAutoscaling") else ():
+            if "replicas" in group:
+                yield f"{name} {group['groupName']}: replicas must be left to Ray's autoscaler"
+
+
+def queued(objects: list[Json]) -> Iterator[str]:
+    """Kueue's rules: jobs are suspended, own a cluster that ends, with 17 groups at most; queues, flavors exist."""
+    queues = {thing["metadata"]["name"] for thing in objects if thing["kind"] == "LocalQueue"}
+    cluster_queues = {thing["metadata"]["name"] for thing in objects if thing["kind"] == "ClusterQueue"}
+    flavors = {thing["metadata"]["name"] for thing in objects if thing["kind"] == "ResourceFlavor"}
+    for thing in objects:
+        labels, spec = thing["metadata"].get("labels") or {}, thing.get("spec") or {}
+        queue = labels.get("kueue.x-k8s.io/queue-name")
+        if queue is not None and queue not in queues:
+            yield f"{name_of(thing)}: waits in the queue {queue}, which is not there"
+        fit = spec.get("suspend") and spec.get("shutdownAfterJobFinishes") and "clusterSelector" not in spec
+        if queue is not None and thing["kind"] == "RayJob" and not fit:
+            yield f"{name_of(thing)}: Kueue needs suspend, shutdownAfterJobFinishes and a cluster of its own"
+        for _, cluster in ray_clusters([thing]) if queue is not None else ():
+            if len(cluster.get("workerGroupSpecs") or []) > 17:
+                yield f"{name_of(thing)}: Kueue takes at most 17 worker groups"
+            if cluster.get("enableInTreeAutoscaling"):
+                yield f"{name_of(thing)}: Kueue takes no autoscaled cluster"
+        if thing["kind"] == "LocalQueue" and spec["clusterQueue"] not in cluster_queues:
+            yield f"{name_of(thing)}: belongs to ClusterQueue/{spec['clusterQueue']}, which is not there"
+        if thing["kind"] == "ClusterQueue":
+            used = {flavor["name"] for group in spec["resourceGroups"] for flavor in group["flavors"]}
+            yield from (f"{name_of(thing)}: ResourceFlavor/{name} is not there" for name in sorted(used - flavors))
 
 
 def network_enums(objects: list[Json]) -> Iterator[str]:
@@ -166,7 +223,9 @@ def unique_parts(objects: list[Json]) -> Iterator[str]:
             yield from _repeats(where, "ports", (p.get("name") for p in container.get("ports") or []))
 
 
-LINTS: tuple[Lint, ...] = (names, one_namespace, quantities, selectors, references, network_enums, unique_parts)
+LINTS: tuple[Lint, ...] = (
+    *(names, one_namespace, quantities, selectors, references, scaling, queued, network_enums, unique_parts),
+)
 
 
 def matches(selector: Json, labels: Mapping[str, str]) -> bool:

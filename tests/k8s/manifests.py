@@ -1,5 +1,6 @@
 """Rendering k8s/ with kubectl's kustomize, and the pods that the rendered objects would make."""
 
+import pickle
 import re
 import shutil
 import subprocess
@@ -19,6 +20,11 @@ NAMESPACE = "simpo"
 MIN_KUBECTL = (1, 30)
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 RAY_KINDS = ("RayCluster", "RayService", "RayJob", "RayCronJob")
+CLUSTER_SCOPED = ("Namespace", "StorageClass", "ClusterQueue", "ResourceFlavor", "WorkloadPriorityClass")
+REST = Path(__file__).parent / "rest"
+ALPHA = ("gcs-rocksdb", "mtls")
+"""Components that need a feature gate of KubeRay that is off by default."""
+AUTOSCALER = "autoscaler"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,12 @@ class PodView:
         yield from self.spec.get("initContainers") or []
         yield from self.spec.get("containers") or []
 
+    def ray_containers(self) -> Iterator[Json]:
+        """The containers of a Ray node that are written here, not the one KubeRay adds."""
+        for container in self.spec["containers"] if self.is_ray else ():
+            if container["name"] != AUTOSCALER:
+                yield container
+
     def environment(self) -> Iterator[tuple[str, Json]]:
         """(container name, env entry) of every variable set one by one."""
         for container in self.containers():
@@ -83,26 +95,36 @@ def kubectl() -> tuple[str | None, str]:
 
 
 def folders() -> list[Path]:
-    """Base and every overlay."""
-    return [K8S / "base", *sorted(path.parent for path in (K8S / "overlays").glob("*/kustomization.yaml"))]
+    """Base, every overlay, and the components that no overlay uses."""
+    overlays = sorted(path.parent for path in (K8S / "overlays").glob("*/kustomization.yaml"))
+    return [K8S / "base", *overlays, REST]
+
+
+def components(folder: Path) -> list[str]:
+    """Names of the components that a kustomization and those it builds on switch on."""
+    found = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))
+    below = [name for path in found["resources"] if "../" in path for name in components((folder / path).resolve())]
+    return [*below, *(Path(path).name for path in found.get("components") or [])]
 
 
 @cache
-def _rendered_text(folder: Path) -> str:
+def _rendered(folder: Path) -> bytes:
+    """The objects, parsed once and pickled: taking them out again is a hundred times cheaper than parsing."""
     program, reason = kubectl()
     if program is None:
         raise RuntimeError(reason)
     command = [program, "kustomize", str(folder)]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if answer.returncode != 0 or answer.stderr:  # kustomize warns of deprecated fields on stderr
-        raise AssertionError(f"kubectl kustomize {folder.relative_to(REPO)}:\n{answer.stderr or answer.stdout}")
-    return answer.stdout
+        raise AssertionError(f"kubectl kustomize {folder}:\n{answer.stderr or answer.stdout}")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return pickle.dumps([thing for thing in yaml.load_all(answer.stdout, Loader=loader) if thing])
 
 
 def render(folder: Path) -> list[Json]:
-    """The objects of a kustomization, freshly parsed so that a test may change them."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return [thing for thing in yaml.load_all(_rendered_text(folder), Loader=loader) if thing]
+    """The objects of a kustomization, in a copy that a test may change."""
+    objects: list[Json] = pickle.loads(_rendered(folder))
+    return objects
 
 
 def name_of(thing: Json) -> str:
@@ -152,7 +174,23 @@ def _ray_pods(thing: Json, name: str, cluster: Json) -> Iterator[PodView]:
             "ray.io/node-type": node_type,
             "ray.io/group": group_name,
         }
-        yield _view(thing, f"{name} {group_name}", group["template"], labels)
+        view = _view(thing, f"{name} {group_name}", group["template"], labels)
+        _as_kuberay_does(view.spec, cluster if node_type == "head" else {})
+        yield view
+
+
+def _as_kuberay_does(spec: Json, cluster: Json) -> None:
+    """Add what KubeRay adds to a Ray pod: the port of the metrics, and the autoscaler beside a head."""
+    first, *others = spec["containers"]
+    ports = first.get("ports") or []
+    if not any(port.get("name") == "metrics" for port in ports):
+        first = {**first, "ports": [*ports, {"name": "metrics", "containerPort": 8080}]}
+    spec["containers"] = [first, *others]
+    if cluster.get("enableInTreeAutoscaling"):
+        options = cluster.get("autoscalerOptions") or {}
+        kept = ("env", "envFrom", "resources", "securityContext", "volumeMounts")
+        own = {key: options[key] for key in kept if key in options}
+        spec["containers"].append({"name": AUTOSCALER, "image": options.get("image", first["image"]), **own})
 
 
 def _view(thing: Json, owner: str, template: Json, labels: dict[str, str] | None = None) -> PodView:

@@ -4,7 +4,7 @@ Kubernetes' own rules: a pod that no policy selects for a direction is open in t
 some policy that selects it must allow the peer and the port. Both ends must agree.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -30,16 +30,25 @@ class Peer:
 
 def allows(objects: list[Json], source: Peer, target: Peer, port: int, protocol: str = "TCP") -> bool:
     """Whether the NetworkPolicies among `objects` let `source` connect to `target`."""
-    out = _direction(objects, "egress", source, target, port, protocol)
-    return out and _direction(objects, "ingress", target, source, port, protocol)
+    return port in open_ports(objects, source, target, (port,), protocol)
 
 
-def _direction(objects: list[Json], direction: str, pod: Peer, other: Peer, port: int, protocol: str) -> bool:
+def open_ports(
+    objects: list[Json], source: Peer, target: Peer, ports: Sequence[int], protocol: str = "TCP"
+) -> set[int]:
+    """Those of `ports` on which `source` may connect to `target`."""
+    out = _direction(objects, "egress", source, target, ports, protocol)
+    return out and out & _direction(objects, "ingress", target, source, ports, protocol)
+
+
+def _direction(
+    objects: list[Json], direction: str, pod: Peer, other: Peer, ports: Sequence[int], protocol: str
+) -> set[int]:
     policies = [policy for policy in objects if _selects(policy, direction, pod)]
     if not policies:
-        return True
-    rules = (rule for policy in policies for rule in _rules(policy, direction))
-    return any(_ports(rule, port, protocol) and _peers(rule, direction, other, pod) for rule in rules)
+        return set(ports)
+    rules = [rule for policy in policies for rule in _rules(policy, direction) if _peers(rule, direction, other, pod)]
+    return {port for port in ports if any(_ports(rule, port, protocol) for rule in rules)}
 
 
 def _selects(policy: Json, direction: str, pod: Peer) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.k8s import checklist
 from tests.k8s.checklist import CHECKS
 from tests.k8s.examples import Examples
-from tests.k8s.manifests import K8S
+from tests.k8s.manifests import ALPHA, K8S, REST, components, folders
 
 pytestmark = pytest.mark.quick
 
@@ -17,8 +18,21 @@ Json = dict[str, Any]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_our_manifests_keep_the_promise(objects: list[Json], check: checklist.Check) -> None:
-    assert list(check(objects)) == []
+def test_our_manifests_keep_the_promise(objects: list[Json], check: checklist.Check, folder: Path) -> None:
+    alpha = check is checklist.nothing_alpha and set(ALPHA) & set(components(folder))
+    assert bool(list(check(objects))) == bool(alpha), list(check(objects))
+
+
+def test_alpha_components_say_so_and_no_overlay_has_them() -> None:
+    for name in ALPHA:
+        assert "# ALPHA" in (K8S / "components" / name / "kustomization.yaml").read_text(encoding="utf-8")
+    for folder in folders():
+        assert folder == REST or not set(ALPHA) & set(components(folder)), folder
+
+
+def test_every_component_is_rendered_with_others() -> None:
+    there = {path.parent.name for path in (K8S / "components").glob("*/kustomization.yaml")}
+    assert {name for folder in folders() for name in components(folder)} == there
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -140,6 +154,68 @@ def _second_serve_owner(example: Examples) -> None:
     example.add("RayService", "service", "ray.io/v1", spec={"rayClusterConfig": example.cluster})
 
 
+def _token_beside_the_work(example: Examples) -> None:
+    volume = {"name": "kube-api", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
+    example.head["volumes"].append(volume)
+    example.head["containers"][0]["volumeMounts"].append({"name": "kube-api", "mountPath": "/var/run/secrets"})
+
+
+def _serve_without_haproxy(example: Examples) -> None:
+    example.head["containers"][0]["ports"] = [{"name": "serve", "containerPort": 8000}]
+
+
+def _haproxy_on_half_the_cluster(example: Examples) -> None:
+    names = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
+    example.head["containers"][0]["env"] = [{"name": name, "value": "1"} for name in names]
+    example.head["containers"][0]["ports"] = [{"name": "serve", "containerPort": 8000}]
+
+
+def _two_images(example: Examples) -> None:
+    worker = example.cluster["workerGroupSpecs"][0]["template"]["spec"]
+    worker["containers"][0]["image"] = "registry.invalid/ray:2.59.0"
+
+
+def _head_on_spot(example: Examples) -> None:
+    del example.head["affinity"]
+
+
+def _all_on_one_node(example: Examples) -> None:
+    del example.pod["topologySpreadConstraints"]
+
+
+def _public_dashboard(example: Examples) -> None:
+    backend = {"service": {"name": "ray-head-svc", "port": {"number": 8265}}}
+    paths = [{"path": "/", "pathType": "Prefix", "backend": backend}]
+    spec = {"tls": [{"secretName": "a"}], "rules": [{"http": {"paths": paths}}]}
+    example.add("Ingress", "web", "networking.k8s.io/v1", spec=spec)
+
+
+def _public_serve(example: Examples) -> None:
+    rules = [{"backendRefs": [{"name": "ray-head-svc", "port": 8000}]}]
+    example.add("HTTPRoute", "web", "gateway.networking.k8s.io/v1", spec={"rules": rules})
+
+
+def _plain_ingress(example: Examples) -> None:
+    example.add("Ingress", "web", "networking.k8s.io/v1", spec={"rules": []})
+
+
+def _no_certificate(example: Examples) -> None:
+    listener = {"name": "https", "port": 443, "protocol": "HTTPS"}
+    example.add("Gateway", "web", "gateway.networking.k8s.io/v1", spec={"listeners": [listener]})
+
+
+def _node_port(example: Examples) -> None:
+    example["Service/web"]["spec"]["type"] = "NodePort"
+
+
+def _tight_quota(example: Examples) -> None:
+    example["ResourceQuota/all"]["spec"]["hard"]["requests.memory"] = "3Gi"
+
+
+def _no_quota(example: Examples) -> None:
+    example.objects.remove(example["ResourceQuota/all"])
+
+
 CASES: list[tuple[checklist.Check, Callable[[Examples], None], str]] = [
     (checklist.fixed_memory, _bursting_memory, "the memory request must equal the memory limit"),
     (checklist.fixed_memory, _unbounded_disk, "ephemeral-storage must be requested and limited"),
@@ -169,6 +245,19 @@ CASES: list[tuple[checklist.Check, Callable[[Examples], None], str]] = [
     (checklist.labelled, _unlabelled, "Service/web: needs the labels"),
     (checklist.nothing_alpha, _alpha_tls, "tlsOptions is alpha"),
     (checklist.one_serve_owner, _second_serve_owner, "would overwrite what the reconciler puts"),
+    (checklist.no_cluster_identity, _token_beside_the_work, "only Ray's autoscaler may mount a Kubernetes token"),
+    (checklist.serve_haproxy, _serve_without_haproxy, 'headgroup ray: RAY_SERVE_ENABLE_HA_PROXY must be "1"'),
+    (checklist.serve_haproxy, _haproxy_on_half_the_cluster, 'workers ray: RAY_SERVE_THROUGHPUT_OPTIMIZED must be "1"'),
+    (checklist.one_image_per_cluster, _two_images, "ray: has 2 images"),
+    (checklist.heads_stay, _head_on_spot, "needs a nodeAffinity that keeps it off spot nodes"),
+    (checklist.spread, _all_on_one_node, "Deployment/web: needs topologySpreadConstraints"),
+    (checklist.public_origin, _public_dashboard, "Ingress/web: leads to ray-head-svc"),
+    (checklist.public_origin, _public_serve, "HTTPRoute/web: leads to ray-head-svc"),
+    (checklist.public_origin, _plain_ingress, "Ingress/web: needs tls"),
+    (checklist.public_origin, _no_certificate, "the listener https needs a certificate"),
+    (checklist.public_origin, _node_port, "Service/web: must be of type ClusterIP"),
+    (checklist.within_quota, _tight_quota, "requests.memory is 3Gi, but"),
+    (checklist.within_quota, _no_quota, "needs a ResourceQuota"),
 ]
 
 

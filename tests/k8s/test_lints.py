@@ -121,6 +121,60 @@ def _mount_twice(example: Examples) -> None:
     example.container["volumeMounts"][1]["mountPath"] = "/tmp"
 
 
+def _cluster_scoped(example: Examples) -> None:
+    example.add("ResourceFlavor", "spot", "kueue.x-k8s.io/v1beta2", spec={})
+
+
+def _scaler(example: Examples, **target: str) -> None:
+    spec = {"scaleTargetRef": {"kind": "Deployment", "name": "web", **target}, "maxReplicas": 3}
+    example.add("HorizontalPodAutoscaler", "web", "autoscaling/v2", spec=spec)
+
+
+def _scaled_by_two(example: Examples) -> None:
+    example["Deployment/web"]["spec"]["replicas"] = 2
+    _scaler(example)
+
+
+def _scales_nothing(example: Examples) -> None:
+    _scaler(example, name="weeb")
+
+
+def _workers_by_two(example: Examples) -> None:
+    example.cluster["enableInTreeAutoscaling"] = True
+
+
+def _queue(example: Examples) -> None:
+    groups = [{"flavors": [{"name": "spot"}]}]
+    example.add("ClusterQueue", "team", "kueue.x-k8s.io/v1beta2", spec={"resourceGroups": groups})
+    example.add("LocalQueue", "sweeps", "kueue.x-k8s.io/v1beta2", spec={"clusterQueue": "team"})
+    example["RayCluster/ray"]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "sweeps"
+
+
+def _no_queue(example: Examples) -> None:
+    example["RayCluster/ray"]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "sweeps"
+
+
+def _no_cluster_queue(example: Examples) -> None:
+    _queue(example)
+    example["LocalQueue/sweeps"]["spec"]["clusterQueue"] = "teams"
+
+
+def _queued_autoscaler(example: Examples) -> None:
+    _queue(example)
+    example.cluster["enableInTreeAutoscaling"] = True
+
+
+def _many_groups(example: Examples) -> None:
+    _queue(example)
+    example.cluster["workerGroupSpecs"] *= 18
+
+
+def _queued_running(example: Examples) -> None:
+    _queue(example)
+    example.add("RayJob", "job", "ray.io/v1", spec={"entrypoint": "true", "rayClusterSpec": example.cluster})
+    example["RayJob/job"]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "sweeps"
+
+
 CASES: list[tuple[lints.Lint, Callable[[Examples], None], str]] = [
     (lints.names, _capital_name, "Service/Web_1: the name must start with a letter and have only a-z, 0-9 and -"),
     (lints.names, _long_name, "the name has 41 characters, more than 40"),
@@ -141,6 +195,16 @@ CASES: list[tuple[lints.Lint, Callable[[Examples], None], str]] = [
     (lints.references, _no_claim, "refers to PersistentVolumeClaim/date, which is not there"),
     (lints.references, _no_volume, "mounts the volume temp, which the pod does not have"),
     (lints.references, _no_target_port, "targetPort https is no port of the pods it selects"),
+    (lints.names, _cluster_scoped, "ResourceFlavor/spot: is not in any namespace"),
+    (lints.scaling, _scaled_by_two, "Deployment/web: replicas must be left to HorizontalPodAutoscaler/web"),
+    (lints.scaling, _scales_nothing, "scales Deployment/weeb, which is not there"),
+    (lints.scaling, _workers_by_two, "RayCluster/ray workers: replicas must be left to Ray's autoscaler"),
+    (lints.queued, _no_queue, "waits in the queue sweeps, which is not there"),
+    (lints.queued, _queue, "ClusterQueue/team: ResourceFlavor/spot is not there"),
+    (lints.queued, _no_cluster_queue, "belongs to ClusterQueue/teams, which is not there"),
+    (lints.queued, _queued_autoscaler, "Kueue takes no autoscaled cluster"),
+    (lints.queued, _many_groups, "at most 17 worker groups"),
+    (lints.queued, _queued_running, "Kueue needs suspend, shutdownAfterJobFinishes and a cluster of its own"),
     (lints.network_enums, _policy_type, "'Ingres' is no policy type"),
     (lints.network_enums, _forgotten_policy_type, "has egress rules, but policyTypes leaves Egress out"),
     (lints.network_enums, _protocol, "every port needs a protocol"),

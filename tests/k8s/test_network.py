@@ -2,13 +2,14 @@
 
 import re
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.k8s.examples import Examples
-from tests.k8s.manifests import K8S, PodView, pods
-from tests.k8s.network import Peer, allows
+from tests.k8s.manifests import K8S, PodView, components, pods
+from tests.k8s.network import Peer, allows, open_ports
 
 pytestmark = pytest.mark.quick
 
@@ -22,10 +23,14 @@ OUTSIDERS = (
     Peer(name="impostor", namespace="other", labels={"app.kubernetes.io/name": "kuberay-operator"}),
     Peer(name="neighbour", namespace="simpo", labels={"app": "neighbour"}),
     Peer(name="dns", namespace="kube-system", labels={"k8s-app": "kube-dns"}),
-    Peer(name="database", address="10.20.30.40"),
+    Peer(name="prometheus", namespace="monitoring", labels={"app.kubernetes.io/name": "prometheus"}),
+    Peer(name="ingress", namespace="ingress-nginx", labels={"app.kubernetes.io/name": "ingress-nginx"}),
+    Peer(name="kubernetes", address="192.0.2.1"),  # the placeholders of README, "To fill in"
+    Peer(name="otlp", address="192.0.2.2"),
+    Peer(name="database", address="192.0.2.3"),
     Peer(name="metadata", address="169.254.169.254"),
 )
-PORTS = (53, 80, 443, 5432, 6379, 8000, 8080, 8265, 10001, 33333)  # the last: one that no rule names
+PORTS = (53, 80, 443, 5432, 6379, 6443, 8000, 8080, 8265, 8404, 9101, 10001, 30000, 33333)  # the last: in no rule
 
 
 def _peer(view: PodView) -> Peer:
@@ -35,41 +40,48 @@ def _peer(view: PodView) -> Peer:
 
 
 def _actual(objects: list[Json]) -> set[Flow]:
-    ours = [_peer(view) for view in pods(objects)]
-    ends = list(product((*ours, *OUTSIDERS), repeat=2))
-    return {
-        (source.name, target.name, port)
-        for (source, target), port in product(ends, PORTS)
-        if (source in ours or target in ours) and allows(objects, source, target, port)
-    }
+    policies = [thing for thing in objects if thing["kind"] == "NetworkPolicy"]
+    ours = {(peer.name, frozenset(peer.labels.items())): peer for peer in map(_peer, pods(objects))}.values()
+    ends = [(a, b) for a, b in product((*ours, *OUTSIDERS), repeat=2) if a not in OUTSIDERS or b not in OUTSIDERS]
+    return {(a.name, b.name, port) for a, b in ends for port in open_ports(policies, a, b, PORTS)}
 
 
-def _promised(names: list[str]) -> set[Flow]:
-    """The table of README, with its words for several pods spelled out."""
-    text = (K8S / "README.md").read_text(encoding="utf-8").partition("## Who may talk to whom")[2]
+def _section(heading: str) -> str:
+    return (K8S / "README.md").read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def _promised(names: list[str], used: list[str]) -> set[Flow]:
+    """The tables of README, base's and those of the components in use, with the words for several pods spelled out."""
+    text = _section("Who may talk to whom")
     rows = re.findall(r"^\| ([a-z ]+) \| ([a-z ]+) \| (\d+|any) \|", text, re.MULTILINE)
     assert len(rows) >= 10
+    opened = re.findall(r"^\| `([a-z0-9-]+)` \| ([a-z ]+) \| ([a-z ]+) \| (\d+|any) \|", text, re.MULTILINE)
+    assert len(opened) >= 10
+    rows += [(source, target, port) for name, source, target, port in opened if name in used]
 
     def spelled(word: str) -> list[str]:
         if word == "every pod":
             return names
         if word.endswith(" node"):
             return [word.replace("node", kind) for kind in ("head", "worker")]
+        if word == "sweep pod":
+            return ["sweep", "sweep head", "sweep worker"]
         return [word]
 
     return {
         (source, target, number)
         for from_word, to_word, port in rows
+        if not ("ingress" in used and from_word == "gateway")  # one way in, not two
         for source, target in product(spelled(from_word), spelled(to_word))
         for number in (PORTS if port == "any" else (int(port),))
     }
 
 
-def test_the_policies_allow_exactly_the_table_in_readme(base: list[Json]) -> None:
-    names = [_peer(view).name for view in pods(base)]
-    actual, promised = _actual(base), _promised(names)
-    assert actual - promised == set(), "allowed, but not in the table of k8s/README.md"
-    assert promised - actual == set(), "in the table of k8s/README.md, but not allowed"
+def test_the_policies_allow_exactly_the_tables_in_readme(objects: list[Json], folder: Path) -> None:
+    names = [_peer(view).name for view in pods(objects)]
+    actual, promised = _actual(objects), _promised(names, components(folder))
+    assert actual - promised == set(), "allowed, but not in a table of k8s/README.md"
+    assert promised - actual == set(), "in a table of k8s/README.md, but not allowed"
 
 
 def test_dev_differs_by_its_own_database_alone(base: list[Json], dev: list[Json]) -> None:

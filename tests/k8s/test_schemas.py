@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 
-from tests.k8s import cel, ray_rules
+from tests.k8s import builtin, cel, ray_rules
 from tests.k8s.crd import CustomKinds, json_schema
 from tests.k8s.examples import Examples
 from tests.k8s.manifests import name_of, pods
@@ -17,33 +16,49 @@ Json = dict[str, Any]
 KUBERNETES_VERSIONS = ("1.32", "1.37")  # the oldest we support (README), and the newest we know
 
 
-def _builtin_errors(thing: Json, version: str) -> list[str]:
-    try:
-        kubernetes_validate.validate(thing, version, strict=True)
-    except kubernetes_validate.ValidationError as error:
-        path = ".".join(str(part) for part in error.absolute_path)
-        return [f"{name_of(thing)} ({version}): {path}: {error.message[:200]}"]
-    return []
-
-
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
 def test_built_in_kinds_and_pods_inside_ray_objects_are_valid(objects: list[Json], version: str) -> None:
-    builtin = [thing for thing in objects if not thing["apiVersion"].startswith("ray.io/")]
-    errors = [text for thing in builtin for text in _builtin_errors(thing, version)]
-    errors += [f"{view.owner}: {text}" for view in pods(objects) for text in _builtin_errors(view.pod, version)]
+    ours = [thing for thing in objects if not thing["apiVersion"].startswith(("ray.io/", "kueue.x-k8s.io/"))]
+    errors = [text for thing in ours for text in builtin.errors(thing, version)]
+    errors += [f"{view.owner}: {text}" for view in pods(objects) for text in builtin.errors(view.pod, version)]
     assert errors == []
 
 
 def test_a_wrong_field_is_refused_by_the_strict_schemas() -> None:
     example = Examples()
     example.pod["restartPolice"] = "Always"
-    (error,) = _builtin_errors(example["Deployment/web"], "1.32")
+    (error,) = builtin.errors(example["Deployment/web"], "1.32")
     assert "restartPolice" in error
 
 
-def test_ray_objects_are_valid_against_their_crds(objects: list[Json], custom_kinds: CustomKinds) -> None:
-    ours = [thing for thing in objects if thing in custom_kinds]
-    assert sorted({name_of(thing) for thing in ours}) == ["RayCluster/simpo-serving", "RayCluster/simpo-training"]
+def test_a_kind_without_a_schema_is_noticed() -> None:
+    with pytest.raises(KeyError, match="no schema of ServiceMonitor"):
+        builtin.errors({"apiVersion": "monitoring.coreos.com/v1", "kind": "ServiceMonitor"}, "1.32")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"selector": {}, "podMetricsEndpoints": [{"port": "metrics"}]}, None),
+        ({"selector": {}}, "podMetricsEndpoints is required"),
+        (
+            {"selector": {}, "podMetricsEndpoints": [{"ports": "metrics"}]},
+            "spec.podMetricsEndpoints.0.ports: unknown field",
+        ),
+        ({"selector": {}, "podMetricsEndpoints": [{"port": 8080}]}, "spec.podMetricsEndpoints.0.port: 8080 is no str"),
+        ({"selector": [], "podMetricsEndpoints": []}, "spec.selector: must be an object"),
+    ],
+)
+def test_kinds_of_other_projects_are_strict_too(spec: Json, message: str | None) -> None:
+    monitor = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PodMonitor", "metadata": {"name": "m"}, "spec": spec}
+    found = builtin.errors(monitor, "1.32")
+    assert found == [] if message is None else message in found[0]
+
+
+def test_ray_and_kueue_objects_are_valid_against_their_crds(objects: list[Json], custom_kinds: CustomKinds) -> None:
+    ours = [thing for thing in objects if thing["apiVersion"].startswith(("ray.io/", "kueue.x-k8s.io/"))]
+    assert all(thing in custom_kinds for thing in ours)
+    assert {"RayCluster/simpo-serving", "RayCluster/simpo-training"} <= {name_of(thing) for thing in ours}
     assert [f"{name_of(thing)}: {text}" for thing in ours for text in custom_kinds.errors(thing)] == []
 
 
