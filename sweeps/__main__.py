@@ -20,6 +20,7 @@ from sweeps.comparison_spec import load_comparison
 from sweeps.console import attempts_view, result_view
 from sweeps.control_command import control_app
 from sweeps.evaluation_spec import load_evaluation
+from sweeps.plan_command import plan as plan_sweep
 from sweeps.recorded import begun
 from sweeps.report import read_story, report_json, write_report
 from sweeps.run_dir import Record, RunDir, read_result
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 app.add_typer(control_app, name="control")
+app.command("plan")(plan_sweep)
 
 RayAddress = Annotated[
     str | None,
@@ -84,6 +86,9 @@ def run(
 def compare(
     spec: Annotated[Path, typer.Argument(help="The comparison, YAML or JSON.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Its directory; made when absent.", show_default=False)],
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Claim this number, and keep journal and heartbeat: for who watches it.")
+    ] = None,
     ray_address: RayAddress = None,
     public_judge: PublicJudge = False,
     quiet: Quiet = False,
@@ -92,6 +97,11 @@ def compare(
     wanted = load_comparison(spec)
     made = not out.exists()
     run_dir = _placed(out, spec, wanted)
+    if attempt is not None:
+        _let_waiting_threads_sleep()
+        access = _access(wanted.judge, public_judge)
+        _watched_comparison(run_dir.root, attempt, ray_address, access, Console(quiet=quiet))
+        return
     try:
         _compare(run_dir.root, ray_address, public_judge, quiet)
     except SimPOError:
@@ -211,6 +221,26 @@ def _compare(root: Path, ray_address: str | None, public_judge: bool, quiet: boo
     access = _access(read_comparison(root).judge, public_judge)
     threads = len(os.sched_getaffinity(0))
     run_compare(root, ray_address=ray_address, threads=threads, access=access, quiet=quiet)
+
+
+def _watched_comparison(
+    root: Path, attempt: int, ray_address: str | None, access: "JudgeAccess", console: Console
+) -> None:
+    from sweeps.comparison_attempt import (  # noqa: PLC0415  # lazy: torch and ray take seconds, --help must not
+        run_comparison_attempt,
+    )
+
+    def show(record: Record) -> None:
+        console.print(f"{record['type']}: {record['message']}", highlight=False, markup=False, soft_wrap=True)
+
+    threads = len(os.sched_getaffinity(0))
+    try:
+        run_comparison_attempt(
+            root, number=attempt, ray_address=ray_address, listeners=[show], build_threads=threads, access=access
+        )
+    except Stopped as stopped:
+        Console(stderr=True).print(f"stopped: {stopped}")
+        sys.exit(130)
 
 
 def _placed(out: Path, source: Path, wanted: BaseModel) -> RunDir:

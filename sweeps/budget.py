@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from sweeps.search_spec import Asha, Grid, Halving, Median, Pbt
+from sweeps.signals import REASONS
 from sweeps.spaces import grid_size
 from sweeps.spec import SweepSpec
 from sweeps.stratum import stratum_size
@@ -30,9 +31,11 @@ class BudgetPlan:
     most_steps: int
     """Optimiser steps if nothing is stopped early, retrainings included."""
     likely_steps: int
-    """Optimiser steps if the comparisons let the best 1/reduction_factor through from the start."""
+    """Optimiser steps if the comparisons let the best 1/reduction_factor through from the start, likewise."""
     wall_clock_s: float | None
     """Hard stop of the search, seconds."""
+    accelerator_hours: float | None
+    """Hard stop of search and retrainings, hours of training processes (`sweeps.hours`)."""
 
     def as_dict(self) -> dict[str, object]:
         """JSON form, for a dry run."""
@@ -53,10 +56,7 @@ def plan_budget(spec: SweepSpec) -> BudgetPlan:
         rungs = tuple(round(share * steps) for share in scheduler.rungs)
         ends = [*rungs, steps]
         starts = [0, *rungs]
-        through = 2.0 if isinstance(scheduler, Median) else scheduler.reduction_factor
-        alive = [
-            scheduler.control_group + (1 - scheduler.control_group) * through**-level for level in range(len(ends))
-        ]
+        alive = _alive(scheduler, len(ends))
         random = stratum_size(trials, spec.random_stratum)
         each = sum(share * (end - start) for share, start, end in zip(alive, starts, ends, strict=True))
         likely = random * steps + (trials - random) * each
@@ -80,6 +80,7 @@ def plan_budget(spec: SweepSpec) -> BudgetPlan:
         most_steps=round(min(most, spec.budget.total_steps or most)) + retrainings * steps,
         likely_steps=round(min(likely, spec.budget.total_steps or likely)) + retrainings * steps,
         wall_clock_s=spec.budget.wall_clock_s,
+        accelerator_hours=spec.budget.accelerator_hours,
     )
 
 
@@ -97,6 +98,25 @@ def _halved(points: int, rungs: tuple[int, ...], steps: int, halving: Halving, r
     return total, further
 
 
+def measurements(spec: SweepSpec) -> tuple[float, int]:
+    """How often trials and retrainings are measured in all: likely, as `likely_steps` are, and at most."""
+    plan = plan_budget(spec)
+    every = len(plan.rung_steps) + 1
+    most = (plan.trials + plan.retrainings) * every
+    if not isinstance(spec.scheduler, Asha | Median):
+        return most, most
+    random = stratum_size(plan.trials, spec.random_stratum)
+    each = sum(_alive(spec.scheduler, every))
+    return (plan.trials - random) * each + (random + plan.retrainings) * every, most
+
+
+def _alive(scheduler: Asha | Median, levels: int) -> list[float]:
+    """Shares of the trials that are likely to go through each stretch between rungs."""
+    through = 2.0 if isinstance(scheduler, Median) else scheduler.reduction_factor
+    kept = scheduler.control_group
+    return [kept + (1 - kept) * through**-level for level in range(levels)]
+
+
 class WallClock:
     """Seconds by phase, and the moment after which the search must stop."""
 
@@ -106,14 +126,24 @@ class WallClock:
         """By phase; what was spent in a pause counts as `paused` alone."""
         self._began = time.monotonic()
         self._paused_at: float | None = None
+        self.ended_by: str | None = None
+        """Another limit that was reached: then no time is left, whatever this one says."""
+        self.reason = REASONS["late"]
+        """Why a trial that it stops has ended."""
+
+    def end(self, limit: str, reason: str) -> None:
+        """Leave no time: that limit is reached."""
+        self.ended_by, self.reason = limit, reason
 
     @property
     def deadline(self) -> float | None:
         """Unix seconds, for other processes of the machine; None without a limit."""
-        return None if self.limit_s is None else time.time() + self.left_s()
+        return None if self.left_s() == float("inf") else time.time() + self.left_s()
 
     def left_s(self) -> float:
         """Seconds left of the limit; infinite without one."""
+        if self.ended_by is not None:
+            return 0.0
         return float("inf") if self.limit_s is None else self.limit_s - self.spent_s
 
     @property

@@ -25,7 +25,7 @@ from sweeps.comparison_result import MethodStory, comparison_result, read_method
 from sweeps.comparison_spec import parse_comparison
 from sweeps.driver import run_attempt
 from sweeps.engine import WarmEngine
-from sweeps.finals import NoWinner
+from sweeps.finals import Bases, NoWinner
 from sweeps.judges import JudgeAccess
 from sweeps.ray_session import ray_session, trials_that_fit
 from sweeps.run_dir import Record, RunDir, read_result
@@ -89,6 +89,7 @@ class _Comparison:
         self.listener = listener
         self.preparing = preparing
         self.access = access
+        self.bases = Bases()
 
     def run(self, names: Mapping[str, SweepSpec], ray_address: str | None, build_threads: int) -> dict[str, str]:
         """Run these; returns why some have no winner."""
@@ -117,8 +118,8 @@ class _Comparison:
         def told(record: Record) -> None:
             self.listener(name, record)
 
-        store = references(self.root)
-        run_attempt(self.runs[name], listeners=[told], access=self.access, references=store, engine=engine)
+        shared: dict[str, Any] = {"access": self.access, "references": references(self.root), "bases": self.bases}
+        run_attempt(self.runs[name], listeners=[told], engine=engine, **shared)
 
     def _prepare(self, names: Mapping[str, SweepSpec], stop: Stop, threads: int) -> None:
         def told(share: float, message: str) -> None:

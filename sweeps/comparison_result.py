@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sweeps.comparison_spec import ComparisonSpec
+from sweeps.hours import HOURS_REASON
 from sweeps.recorded import Recorded, recorded_trials
 from sweeps.run_dir import RunDir, read_result
+from sweeps.signals import REASONS
 from sweeps.spec import SweepSpec
 from sweeps.stratum import in_stratum
 from sweeps.tuning_curve import BAND_LEVEL, Curve, first_separation, horizon, tuning_curve
@@ -22,8 +24,8 @@ Json = dict[str, Any]
 
 SCALES: Mapping[str, tuple[float, float]] = {"accuracy": (0.0, 1.0), "win_rate": (0.0, 1.0)}
 """Ends of what an objective can be; any other has none."""
-CLOCK_REASON = "the wall-clock budget was spent"
-"""How `sweeps.trial` says that the clock stopped it."""
+CUT_SHORT = (REASONS["late"], HOURS_REASON)
+"""How a trial says that time, or hours of processes, have stopped it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +157,6 @@ def _unequal(spec: ComparisonSpec, name: str, story: MethodStory) -> list[str]:
     """Why this method did not get what the others got."""
     ended = [trial.outcome for trial in story.trials.values() if trial.outcome is not None]
     if spec.budget.rule == "trials" and len(ended) < spec.budget.trials:
-        return [f"{name}: {len(ended)} of {spec.budget.trials} trials, for its wall clock ran out"]
-    cut = sum(outcome.reason == CLOCK_REASON for outcome in ended)
-    return [f"{name}: its wall clock ran out during {cut} of its trials"] if cut else []
+        return [f"{name}: {len(ended)} of {spec.budget.trials} trials, for its time ran out"]
+    cut = sum(outcome.reason in CUT_SHORT for outcome in ended)
+    return [f"{name}: its time ran out during {cut} of its trials"] if cut else []

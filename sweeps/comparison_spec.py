@@ -67,6 +67,9 @@ class EqualBudget(Strict):
     wall_clock_s: Annotated[float, Field(gt=0)] | None = None
     """A limit for each method, preparing and searching. Where it strikes, budgets are no longer equal: the result says
     so."""
+    accelerator_hours: Annotated[float, Field(gt=0)] | None = None
+    """The same of hours that a method's trials and retrainings hold training processes. A method with a slow step then
+    gets fewer trials, and the result says so."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> "EqualBudget":

@@ -14,10 +14,12 @@ from sweeps.board import reference_line
 from sweeps.budget import WallClock, plan_budget
 from sweeps.desk import Desk
 from sweeps.engine import WarmEngine, new_tuner
-from sweeps.finals import Verdict, hold_finals, no_winner
+from sweeps.finals import Bases, Verdict, hold_finals, no_winner
+from sweeps.hours import Hours
 from sweeps.judges import JudgeAccess, check_judges
 from sweeps.leaderboard import leaderboard
 from sweeps.ledger import Ended, Ledger
+from sweeps.limits import Watch, budget_facts, ended_by
 from sweeps.prepare import Splits, prepare, read_inputs
 from sweeps.prepared import Facts, load_facts, sealed_for
 from sweeps.pulse import Pulse
@@ -44,6 +46,7 @@ def run_attempt(
     access: JudgeAccess | None = None,
     references: Path | None = None,
     engine: WarmEngine | None = None,
+    bases: Bases | None = None,
 ) -> dict[str, Any]:
     """Run one attempt of the sweep in `run` and return its result. `number` None: the next free one.
 
@@ -51,7 +54,7 @@ def run_attempt(
     `sweeps.__main__`): with its usual spinning, two threads on a busy machine take ten times as long as one.
     `access`: keys of judges behind a network, which no spec holds. `references`: where reference log-probabilities are
     kept, if not in the place of the run's store (`RunDir.references`). `engine`: runs the trials, in processes that an
-    earlier sweep has warmed; None starts some for this sweep.
+    earlier sweep has warmed; None starts some for this sweep. `bases`: what sweeps that share a base know of it.
     Raises AttemptClaimed, SimPOError (the user's to mend), Stopped (a signal, or a higher claim).
     """
     spec = parse_spec(run.read_spec(), source=str(run.spec_path))
@@ -71,7 +74,7 @@ def run_attempt(
     with stoppable() as stop, Pulse(attempt, stop.superseded) as pulse, ending_told(attempt, stop):
         return _Attempt(
             spec, attempt, clock, pulse, stop, ray_address, build_threads, access or JudgeAccess(), references
-        ).run(engine)
+        ).run(engine, bases)
 
 
 class _Attempt:
@@ -99,10 +102,12 @@ class _Attempt:
         self.access = access
         self.references = references or attempt.run.references
         self.desk = Desk(attempt, clock, stop.cancelled)
-        pulse.heed = self.desk.heed
+        workers = spec.parallel.workers_per_trial
+        self.watch = Watch(attempt, clock, Hours.of(attempt, workers), spec.budget.accelerator_hours)
+        pulse.heed = self._heed
         self._told = -1.0
 
-    def run(self, engine: WarmEngine | None) -> dict[str, Any]:
+    def run(self, engine: WarmEngine | None, bases: Bases | None = None) -> dict[str, Any]:
         with self.clock.enter("preparing"):
             sealed, splits = self._inputs()
         # Ray comes before the slow part of preparing, so that a Ray that cannot start says so at once.
@@ -114,6 +119,7 @@ class _Attempt:
                 self.attempt.append("reference.ready", reference_line(facts.reference), facts.reference)
             ledger = Ledger(self.attempt, self.spec, prepared, self.clock)
             self.pulse.counts, self.pulse.pids = ledger.counts, lambda: set(ledger.pids)
+            self._heed()  # hours that earlier attempts have spent, before a trial starts
             with self._warm(engine, trials_at_once) as warm:
                 with self.clock.enter("searching"):
                     self._phase("searching", 0.0, f"searching: {ledger.study.plan.trials} trials")
@@ -125,6 +131,7 @@ class _Attempt:
                                 warm.search(ledger, self.stop)
                     finally:
                         ledger.close()
+                ended = ended_by(ledger, self.clock)
                 finalists = ledger.finalists()
                 retrained = {} if warm is None else self._retrain(ledger, finalists, warm)
         with self.clock.enter("finals"):
@@ -133,8 +140,11 @@ class _Attempt:
                 raise no_winner(ledger.ended.values())
             run, mixtures = self.attempt.run, self.attempt.path / "mixtures"
             what = (self.spec, facts, prepared, run, finalists, self._evaluated, self.access)
-            verdict = hold_finals(*what, retrained=retrained, mixtures=mixtures)
-        result = self._result(facts, ledger, verdict)
+            verdict = hold_finals(*what, retrained=retrained, mixtures=mixtures, bases=bases)
+        judged = None if verdict.judgement is None else verdict.judgement.spent
+        requests = None if judged is None else judged.requests
+        spent = budget_facts(self.spec, ledger, self.watch.hours.spent, ended, requests)
+        result = self._result(facts, ledger, verdict) | {"budget": spent}
         self.attempt.publish_result(result)
         for folder in weights_of(run, finalists):  # the winner's weights are of the search's own seed
             shutil.rmtree(folder, ignore_errors=True)
@@ -274,6 +284,11 @@ class _Attempt:
 
     def _phase(self, phase: str, progress: float, message: str) -> None:
         self.attempt.append("job.phase", message, {"phase": phase, "progress": round(progress, 3)})
+
+    def _heed(self) -> None:
+        """People's edits, and the hours. From the pulse's thread, each second."""
+        self.desk.heed()
+        self.watch.look(self.desk.tell)
 
     def _evaluated(self, message: str, data: dict[str, Any]) -> None:
         self.stop.check()

@@ -19,6 +19,9 @@ class Budget(Strict):
     total_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimiser steps of all trials together: a trial starts only if it fits at full length. Steps of trials that were
     stopped early are free for others."""
+    accelerator_hours: Annotated[float, Field(gt=0)] | None = None
+    """Hours that trials and retrainings together may hold training processes, over all attempts; CPU-hours where there
+    is no accelerator (`sweeps.hours`). Then no trial starts and running ones stop; finals still run."""
 
 
 class Finals(Strict):

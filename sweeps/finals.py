@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from simpo.errors import SimPOError
 from simpo.evaluation.evidence import evidence_of, figures_of
@@ -33,8 +33,26 @@ from sweeps.spec import SweepSpec
 FINAL_SEEDS = (11, 12)
 """Sampling seeds of the choice among finalists: the search has fitted the rung's own seed a little."""
 
+Known = TypeVar("Known")
+
 Note = Callable[[str, dict[str, Any]], None]
 """(message, data) of one evaluation."""
+
+
+class Bases:
+    """What is known of base models on the report's data: the sweeps of a comparison ask one base the same questions."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {}
+
+    def once(self, what: str, spec: SweepSpec, facts: Facts, find_out: Callable[[], Known]) -> Known:
+        """The answer of the first time that this was asked of this base with the same settings and data."""
+        asked = spec.model_dump_json(include={"dataset", "judge", "tokens", "evaluation", "train", "seed"})
+        key = f"{what} {facts.base} {facts.pairs['report']} {spec.finals.prompts} {facts.stop_ids} {asked}"
+        if key not in self._known:
+            self._known[key] = find_out()
+        known: Known = self._known[key]
+        return known
 
 
 class NoWinner(SimPOError):
@@ -101,11 +119,13 @@ def hold_finals(
     *,
     retrained: Mapping[int, Sequence[Retrained]] | None = None,
     mixtures: Path | None = None,
+    bases: Bases | None = None,
 ) -> Verdict:
     """Choose the winner and measure it. There is at least one finalist (see `no_winner`).
 
     access: the keys of judges behind a network. retrained: the finalists under further training seeds, by number.
-    mixtures: where candidates without training are made; in the run directory.
+    mixtures: where candidates without training are made; in the run directory. bases: what is known of base models, for
+    sweeps that share one.
     """
     rungs, untouched = HeldOut.load(prepared / "rungs"), HeldOut.load(prepared / "report")
     judging: contextlib.AbstractContextManager[PairwiseJudge | None] = contextlib.nullcontext()
@@ -123,15 +143,15 @@ def hold_finals(
             winner, choice = _choose_by_judge(spec, facts, rungs, run, finalists, note, judge)
         else:
             winner = _choose(spec, facts, rungs, run, finalists, note)
-        seed = spec.seed + REPORT_SEED
-        base = _measure(spec, facts, untouched, facts.base, seed)
+        seed, known = spec.seed + REPORT_SEED, bases or Bases()
+        base = known.once("measured", spec, facts, lambda: _measure(spec, facts, untouched, facts.base, seed))
         note("the base model on untouched data", {"what": "base", "metrics": base.metrics()})
         assert winner.checkpoint is not None  # finalists have one
         judged = replace(untouched, base_scores=base.scores)
         tuned = _measure(spec, facts, judged, str(run.root / winner.checkpoint), seed)
         judgement = None
         if judge is not None:
-            answered = _answer_set(spec, facts, untouched, base, seed)
+            answered = known.once("answers", spec, facts, lambda: _answer_set(spec, facts, untouched, base, seed))
             judgement = _report(spec, answered, tuned, judge, run, choice, access, finalists=len(finalists))
     evidence = _evidence(spec, untouched, base, tuned, judgement)
     verdict = Verdict(

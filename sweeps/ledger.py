@@ -17,6 +17,7 @@ from sweeps.outcome import Ask, Outcome
 from sweeps.recorded import ENDINGS, RESUMED, Recorded, accepted_records, trials_in
 from sweeps.recorded import recorded_trials as recorded_trials
 from sweeps.run_dir import Attempt, Level, Record
+from sweeps.signals import REASONS
 from sweeps.spec import SweepSpec
 from sweeps.study import Study
 from sweeps.trial import Assignment, Update
@@ -134,7 +135,17 @@ class Ledger:
     def _next(self) -> Assignment | None:
         if self.paused:
             return None
-        if self.clock.left_s() <= 0:
+        late = self.clock.left_s() <= 0
+        known = [number + 1 for number, trial in self._before.items() if trial.outcome is not None]
+        asked = -1
+        while late and asked < len(self.study.asks) < max(known, default=0):  # what was trained before counts
+            asked = len(self.study.asks)
+            unfinished = self.study.ask(below=max(known))
+            self._adopt()
+            if unfinished is not None:
+                given_up = Outcome(state="PRUNED", reason=self.clock.reason)
+                self._end(unfinished.number, Update(kind="end", step=0, outcome=given_up))
+        if late:
             self._none_left()
             return None
         ask = self.study.ask()
@@ -196,7 +207,7 @@ class Ledger:
     def _end(self, number: int, update: Update | None) -> None:
         if number in self.ended:
             return
-        update, outcome = last_word(update)
+        update, outcome = last_word(update, self.clock)
         self.study.complete(number, outcome)
         ended = Ended(
             ask=self.study.asks[number],
@@ -297,11 +308,11 @@ class Ledger:
 SEARCH_EDITS = (Extend, ChangeSpace, CloneTrial, AddPoint)
 """Edits that change which questions the search asks."""
 
-
-def last_word(update: Update | None) -> tuple[Update, Outcome]:
+def last_word(update: Update | None, clock: WallClock) -> tuple[Update, Outcome]:
     """A trial's last update and how it ended; None, or one without an outcome: its process died."""
     if update is not None and update.outcome is not None:
-        return update, update.outcome
+        late = update.outcome.reason == REASONS["late"]  # it cannot know which limit has moved its deadline
+        return update, replace(update.outcome, reason=clock.reason) if late else update.outcome
     step = 0 if update is None else update.step
     died = Outcome(state="FAILED", step=step, reason="the trial's process died (out of memory?)")
     return Update(kind="end", step=step, outcome=died), died

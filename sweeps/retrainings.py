@@ -89,6 +89,7 @@ class Retrainings:
             resume=[str(path) for path in self._places.get((number, replicate), ())],
             deadline=self._ledger.clock.deadline,
             workers=self._ledger.spec.parallel.workers_per_trial,
+            signals=str(attempt.signals),
             replicate=replicate,
         )
 
@@ -114,7 +115,7 @@ class Retrainings:
         task = self._pending[number]
         if task in self.ended:
             return
-        update, outcome = last_word(update)
+        update, outcome = last_word(update, self._ledger.clock)
         outcome, attempt = honest(outcome), self._ledger.attempt
         checkpoint = update.checkpoint if outcome.state == "COMPLETE" else None
         ended = Retrained(

@@ -313,6 +313,7 @@ _LATER: Mapping[str, Any] = {
     "train.sharding": "none",
     "random_stratum": 0.0,
     "budget.total_steps": None,
+    "budget.accelerator_hours": None,
     "finals.seeds": 1,
     "finals.extra": [],
     "finals.scales": [0.5, 0.75, 1.25],

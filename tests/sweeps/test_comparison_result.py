@@ -11,10 +11,12 @@ from rich.console import Console
 
 from sweeps.__main__ import main
 from sweeps.comparison_report import markdown, write_comparison
-from sweeps.comparison_result import CLOCK_REASON, MethodStory, comparison_result, curve_of
+from sweeps.comparison_result import CUT_SHORT, MethodStory, comparison_result, curve_of
 from sweeps.comparison_spec import ComparisonSpec, parse_comparison
 from sweeps.comparison_view import ComparisonScreen, comparison_view
+from sweeps.finals import Bases
 from sweeps.outcome import Outcome
+from sweeps.prepared import Facts
 from sweeps.recorded import Recorded
 from sweeps.run_dir import RunDir
 
@@ -97,7 +99,7 @@ def test_only_the_random_trials_make_the_curve_and_a_broken_one_counts_as_the_wo
     assert curve is not None
     assert sorted(curve.scores) == sorted(drawn)
     assert curve.expected[0] == pytest.approx(0.6 * (DRAWN - 1) / DRAWN)
-    story.trials[1].outcome = Outcome(state="PRUNED", step=10, reason=CLOCK_REASON)
+    story.trials[1].outcome = Outcome(state="PRUNED", step=10, reason=CUT_SHORT[1])
     shorter = curve_of(story)
     assert shorter is not None
     assert len(shorter.scores) == DRAWN - 1, "the clock does not look at the score"
@@ -111,7 +113,7 @@ def test_a_method_without_a_winner_loses_and_unequal_budgets_are_told(tmp_path: 
     stories["sft"] = MethodStory(sweep=stories["sft"].sweep, result=None, trials=few, failure="no trial reached")
     result = comparison_result(spec, stories, {})
     assert result["leaderboard"][-1]["name"] == "sft"
-    assert result["unequal"] == ["sft: 20 of 24 trials, for its wall clock ran out"]
+    assert result["unequal"] == ["sft: 20 of 24 trials, for its time ran out"]
     text = markdown(result)
     assert "| 3 | sft | none: no trial reached |" in text
     assert "* not the same budget: sft: 20 of 24 trials" in text
@@ -178,3 +180,18 @@ def test_the_screen_of_a_log_names_the_method(tmp_path: Path) -> None:
     assert lines[0] == "[   0.0 s] preparing: making the base model: step 1 of 9"
     assert lines[1].startswith("[   0.0 s] dpo: trial 0: COMPLETE, accuracy 0.700 (1/24)")
     assert len(lines) == 3
+
+
+def test_the_base_is_asked_once_for_all_methods() -> None:
+    facts = Facts(spec_hash="", base="b", pairs={"report": 9}, dropped={}, truncated={}, stop_ids=[1])
+    sweeps = list(parse_comparison({"name": "x", "methods": ["simpo", "dpo", "sft"]}).sweeps().values())
+    other = parse_comparison({"name": "x", "methods": ["simpo", "dpo"], "seed": 5}).sweeps()["simpo"]
+    known, asked = Bases(), list[str]()
+
+    def answer() -> str:
+        asked.append("once more")
+        return f"answer {len(asked)}"
+
+    assert {known.once("measured", sweep, facts, answer) for sweep in sweeps} == {"answer 1"}
+    assert known.once("answers", sweeps[0], facts, answer) == "answer 2"
+    assert known.once("measured", other, facts, answer) == "answer 3"

@@ -139,6 +139,20 @@ def test_a_successor_goes_on_where_the_journal_ends(tmp_path: Path) -> None:
     assert kinds == ["job.resumed"] + ["trial.created"] * 2, "what a predecessor told is not told again"
 
 
+def test_a_successor_without_time_still_knows_what_was_trained(tmp_path: Path) -> None:
+    dead = _ledger(tmp_path, scheduler="none")
+    told = [dead.next() for _ in range(4)]
+    _complete(dead, told[0], 0.6)
+    _complete(dead, told[2], 0.9)
+    clock = WallClock(None)
+    clock.end("accelerator_hours", "the hours were spent")
+    heir = _ledger(tmp_path, number=2, clock=clock, scheduler="none")
+    assert heir.next() is None and heir.drained
+    assert [ended.ask.number for ended in heir.finalists()] == [2, 0]
+    assert (heir.ended[1].outcome.state, heir.ended[1].outcome.reason) == ("PRUNED", "the hours were spent")
+    assert 3 not in heir.ended, "nothing behind it was trained"
+
+
 def test_weights_that_a_predecessor_dropped_are_not_finalists(tmp_path: Path) -> None:
     dead = _ledger(tmp_path)
     _complete(dead, dead.next(), 0.9)
