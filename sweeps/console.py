@@ -9,7 +9,7 @@ from rich.text import Text
 
 from sweeps.board import Board, reference_line
 from sweeps.board_view import point, trial_table
-from sweeps.report_search import correlation, standing
+from sweeps.report_search import correlation, ending, standing
 from sweeps.run_dir import RunDir, read_journal
 from sweeps.spec import SweepSpec
 
@@ -38,6 +38,8 @@ def result_view(result: Mapping[str, Any]) -> Group:
         if judged := row.get("judged"):
             ties = f", tied with {', '.join(judged['tied_with'])}" if judged["tied_with"] else ""
             facts.add_row(f"{judged['name']} over base", estimate(judged) + ties)
+    if budget := result.get("budget"):
+        facts.add_row("ended because", ending(budget))
     for row in (result.get("finals") or {}).get("rows") or ():
         facts.add_row(f"final of {row['name']}", standing(row))
     for row in result.get("rungs") or ():

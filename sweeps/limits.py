@@ -5,6 +5,7 @@ accelerator-hours. A judge behind a network has its own (`judge.max_requests`, `
 so what it has left decides how much of them is judged, and never how long the search goes on.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -28,13 +29,15 @@ class Watch:
         self._attempt = attempt
         self._clock = clock
         self._limit = limit
+        self._lock = threading.Lock()
         attempt.listeners.append(hours.take)
 
     def look(self, tell: Callable[[], None]) -> None:
         """`tell`: lets running trials know that the clock has moved."""
-        if self._limit is None or self._clock.ended_by is not None or self.hours.spent < self._limit:
-            return
-        self._clock.end(HOURS, HOURS_REASON)
+        with self._lock:
+            if self._limit is None or self._clock.ended_by is not None or self.hours.spent < self._limit:
+                return
+            self._clock.end(HOURS, HOURS_REASON)
         tell()
         spent = round(self.hours.spent, 6)
         message = f"{spent:.3g} accelerator-hours are spent: no trial starts, running ones stop"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-FACTS = ("finals", "rungs", "pareto", "lineage", "warm_start", "edits")
+FACTS = ("budget", "finals", "rungs", "pareto", "lineage", "warm_start", "edits")
 """Keys of result.json that are told; each is there where the search has it."""
 
 
@@ -27,6 +27,7 @@ def panels(facts: Mapping[str, Any]) -> list[Panel]:
         note = f"The sampler had learnt from {learnt['trials']} trials of earlier sweeps."
         made.append(Panel(title="Warm start", note=note, head=["sweep"], rows=[[name] for name in learnt["sources"]]))
     made.append(_edits(facts.get("edits") or ()))
+    made.append(_budget(facts.get("budget") or {}))
     return [panel for panel in made if panel.rows]
 
 
@@ -35,6 +36,30 @@ def correlation(row: Mapping[str, Any]) -> str:
     if row["rho"] is None:
         return f"unknown (n = {row['n']}: too few trials that nothing could stop, or all equal)"
     return f"{row['rho']:.2f} ({row['low']:.2f} to {row['high']:.2f}, n = {row['n']})"
+
+
+def ending(budget: Mapping[str, Any]) -> str:
+    """Which limit has ended the search, in words."""
+    return _ENDINGS.get(str(budget.get("ended_by")), str(budget.get("ended_by")))
+
+
+_ENDINGS = {
+    "trials": "all trials of the budget were asked",
+    "total_steps": "no further trial fitted into the optimiser steps (budget.total_steps)",
+    "wall_clock_s": "the time was up (budget.wall_clock_s)",
+    "accelerator_hours": "the accelerator-hours were spent (budget.accelerator_hours)",
+    "population": "nobody was left to go on from",
+}
+
+
+def _budget(budget: Mapping[str, Any]) -> Panel:
+    spent, allowed = budget.get("spent") or {}, budget.get("allowed") or {}
+    return Panel(
+        title="Budget",
+        note=f"The search ended because {ending(budget)}. A dash: no limit, or nothing of the kind.",
+        head=["", "spent", "allowed"],
+        rows=[[key.replace("_", " "), value, allowed.get(key)] for key, value in spent.items()],
+    )
 
 
 def standing(row: Mapping[str, Any]) -> str:

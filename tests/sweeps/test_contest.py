@@ -12,6 +12,7 @@ from simpo.errors import DataError
 from sweeps.contest import Contest, Seen, hold_contest
 from sweeps.ledger import Ended
 from sweeps.outcome import Ask, Outcome
+from sweeps.report_search import panels, standing
 from sweeps.retrainings import Retrained
 from sweeps.spec import SweepSpec, parse_spec
 
@@ -96,6 +97,9 @@ def test_the_mean_over_seeds_decides_and_not_the_lucky_one() -> None:
     assert contest.winner.ask.trial_id == "t1" and contest.winner.checkpoint == "t1/0"
     assert [row.tied_with for row in contest.rows] == [["t0"], ["t1"]], "seeds that disagree separate nobody"
     assert contest.made() == {} and set(contest.by_trial()) == {"t0", "t1"}
+    (panel,) = panels({"finals": contest.as_dict()})
+    assert [row[0] for row in panel.rows] == ["t1", "t0"] and panel.rows[0][3:5] == ["0.75, 0.75", "t0"]
+    assert standing(contest.as_dict()["rows"][1]).endswith("n = 4); seeds 1, 0.25; tied with t1")
 
 
 def test_differences_are_paired_by_item() -> None:

@@ -11,6 +11,7 @@ from sweeps.hours import HOURS_REASON, Hours
 from sweeps.ledger import Ledger
 from sweeps.limits import Watch, budget_facts, ended_by
 from sweeps.outcome import Outcome
+from sweeps.report_search import panels
 from sweeps.run_dir import Record, RunDir, read_journal
 from sweeps.signals import REASONS
 from sweeps.spec import SweepSpec, parse_spec, spec_hash
@@ -99,6 +100,8 @@ def test_spent_hours_end_the_search_and_running_trials_hear_of_it(tmp_path: Path
     facts = budget_facts(ledger.spec, ledger, watch.hours.spent, "accelerator_hours", None)
     assert (facts["spent"]["trials"], facts["spent"]["steps"]) == (2, 13)
     assert facts["allowed"] == dict.fromkeys(facts["allowed"]) | {"trials": 3}
+    (panel,) = panels({"budget": facts})
+    assert "accelerator-hours were spent" in panel.note and panel.rows[0] == ["trials", 2, 3]
 
 
 def test_each_limit_is_named(tmp_path: Path) -> None:
