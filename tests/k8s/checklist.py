@@ -182,12 +182,15 @@ def probes(objects: list[Json]) -> Iterator[str]:
 
 
 def labelled(objects: list[Json]) -> Iterator[str]:
-    """Everything carries app.kubernetes.io/name and part-of; pods also their component."""
+    """Everything carries app.kubernetes.io/name and part-of; pods also their component; jobs their owner and sweep."""
     for thing in objects:
         labels = thing["metadata"].get("labels") or {}
         if thing["kind"] != "ConfigMap" and not all(key in labels for key in _LABELS):
             yield f"{name_of(thing)}: needs the labels {', '.join(_LABELS)}"
     for view in pods(objects):
+        job = ("simpo/owner", "simpo/sweep") if view.owner.startswith("RayJob/") else ()
+        if not all(key in view.labels for key in job):
+            yield f"{view.owner}: the pod needs the labels {', '.join(job)}"
         if not all(key in view.labels for key in (*_LABELS, "app.kubernetes.io/component")):
             yield f"{view.owner}: the pod needs the labels {', '.join(_LABELS)} and app.kubernetes.io/component"
 
@@ -238,9 +241,9 @@ def one_image_per_cluster(objects: list[Json]) -> Iterator[str]:
 
 
 def heads_stay(objects: list[Json]) -> Iterator[str]:
-    """The head of a standing Ray cluster is kept off nodes that a cloud may take back."""
+    """The head of a Ray cluster is kept off nodes that a cloud may take back."""
     for view in pods(objects):
-        if view.owner.startswith("RayCluster/") and view.labels["ray.io/node-type"] == "head":
+        if view.labels.get("ray.io/node-type") == "head":
             affinity = (view.spec.get("affinity") or {}).get("nodeAffinity") or {}
             terms = (affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}).get("nodeSelectorTerms") or [
                 {}

@@ -146,6 +146,10 @@ def _unlabelled(example: Examples) -> None:
     example["Service/web"]["metadata"]["labels"] = {}
 
 
+def _nobodys_job(example: Examples) -> None:
+    example.add("RayJob", "job", "ray.io/v1", spec={"entrypoint": "true", "rayClusterSpec": example.cluster})
+
+
 def _alpha_tls(example: Examples) -> None:
     example.cluster["tlsOptions"] = {"enabled": True}
 
@@ -243,6 +247,7 @@ CASES: list[tuple[checklist.Check, Callable[[Examples], None], str]] = [
     (checklist.pinned_images, _untagged, "registry.invalid:5000/ray needs a digest or a fixed tag"),
     (checklist.probes, _same_probe, "needs livenessProbe and readinessProbe, different ones"),
     (checklist.labelled, _unlabelled, "Service/web: needs the labels"),
+    (checklist.labelled, _nobodys_job, "RayJob/job headgroup: the pod needs the labels simpo/owner, simpo/sweep"),
     (checklist.nothing_alpha, _alpha_tls, "tlsOptions is alpha"),
     (checklist.one_serve_owner, _second_serve_owner, "would overwrite what the reconciler puts"),
     (checklist.no_cluster_identity, _token_beside_the_work, "only Ray's autoscaler may mount a Kubernetes token"),
