@@ -36,7 +36,7 @@ BARS = {"tune-asha": 4.0, "tune-fifo": 15.0}
 """Least makespan of these over the full arm's."""
 FIXED_BAR = 0.3
 """Most seconds that a further trial in a warm process costs beside its training and measuring."""
-DEFAULT = Task(steps=32, reduction=4, rung_pairs=48, report_pairs=250)
+DEFAULT = Task(steps=18, reduction=3, rung_pairs=48, report_pairs=250)
 
 
 def main() -> int:
