@@ -22,6 +22,7 @@ from service.gate import Gate
 from service.idempotency import Posts
 from service.reconcile import Reconciler
 from service.routes import (
+    comparisons,
     datasets,
     deployments,
     evaluations,
@@ -110,7 +111,7 @@ def create_app(
         app.include_router(router)
     for router in (deployments.router, registry.router, evaluations.router, promotions.router, events.rest):
         app.include_router(router)
-    for router in (datasets.router, files.router, fine_tuning.router):
+    for router in (comparisons.router, datasets.router, files.router, fine_tuning.router):
         app.include_router(router)
     if settings.proxy_models:
         app.include_router(inference.router)

@@ -19,8 +19,8 @@ from service.sse import ServerSentEvent, read_sse
 from service.states import TERMINAL
 
 Json = dict[str, Any]
-Kind = Literal["sweeps", "runs", "evaluations", "promotions", "deployments"]
-Told = Literal["sweeps", "runs", "evaluations", "promotions"]
+Kind = Literal["sweeps", "runs", "evaluations", "comparisons", "promotions", "deployments"]
+Told = Literal["sweeps", "runs", "evaluations", "comparisons", "promotions"]
 """Kinds whose events end."""
 Wish = Literal["approve", "abort", "rollback"]
 
@@ -154,11 +154,11 @@ class Client:
                 return self.get(kind, resource.id)  # lists leave out results
             raise
 
-    def cancel(self, kind: Literal["sweeps", "runs"], id: str) -> Resource:
+    def cancel(self, kind: Literal["sweeps", "runs", "comparisons"], id: str) -> Resource:
         """Ask for the end of a sweep or run; the answer shows CANCELLING. Raises `ApiError` (409) when it is over."""
         return Resource.parse(self._post(f"/v1/{kind}/{_segment(id)}/cancel", None))
 
-    def plan(self, kind: Literal["sweeps", "runs"], body: Json) -> Json:
+    def plan(self, kind: Literal["sweeps", "runs", "comparisons"], body: Json) -> Json:
         """Every check of `create` without making anything: {"spec": with all defaults, "plan": counts}."""
         return self._post(f"/v1/{kind}?validate_only=true", body)
 

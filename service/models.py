@@ -10,6 +10,8 @@ from sqlalchemy.types import TypeDecorator
 
 EVALUATION = "eval"
 """Kind of the rows of `sweeps` that are evaluations."""
+COMPARISON = "cmp"
+"""Kind of the rows of `sweeps` that are comparisons of methods."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -61,7 +63,7 @@ class Sweep(Base):
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     kind: Mapped[str] = mapped_column(String(8))
-    """sweep, run or eval: an evaluation is submitted, watched and fenced like a search."""
+    """sweep, run, eval or cmp: evaluations and comparisons are submitted, watched and fenced like a search."""
     name: Mapped[str] = mapped_column(String(63))
     created_by: Mapped[str]
     spec: Mapped[dict[str, Any]]

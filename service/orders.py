@@ -8,10 +8,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from service.errors import Invalid, invalid, pointer_of
+from service.models import COMPARISON
 from service.rows import Order
 from sweeps.budget import plan_budget
+from sweeps.comparison_hash import comparison_hash
+from sweeps.comparison_spec import ComparisonSpec
 from sweeps.faults import faults_of
-from sweeps.spec import PRACTICE, RunSpec, SweepSpec, spec_hash
+from sweeps.spec import PRACTICE, Dataset, Job, RunSpec, SweepSpec, spec_hash
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:\S+)?")
 _DATASET = re.compile(r"dst_[0-9a-z]+")
@@ -40,40 +43,41 @@ def run_order(body: Mapping[str, Any], uploaded: Lookup) -> Order:
     return _order("run", spec, uploaded)
 
 
+def comparison_order(body: Mapping[str, Any], uploaded: Lookup) -> Order:
+    """Raises Invalid (422) with one pointer per fault."""
+    try:
+        spec = ComparisonSpec.model_validate(body)
+    except ValidationError as error:
+        raise _refused(error) from error
+    held, located, faults = _located(spec, uploaded)
+    if faults:
+        raise invalid(faults)
+    plan = spec.model_copy(update={"dataset": located}).model_dump(mode="json")
+    mark = comparison_hash(plan)
+    return Order(kind=COMPARISON, name=spec.name, spec=plan, plan=plan, spec_hash=mark, datasets=held)
+
+
 def plan_of(order: Order) -> dict[str, Any]:
     """What the order would do, without doing it."""
+    if order.kind == COMPARISON:
+        sweeps = ComparisonSpec.model_validate(order.plan).sweeps()
+        budget: Any = {name: plan_budget(sweep).as_dict() for name, sweep in sweeps.items()}
+    else:
+        budget = plan_budget(SweepSpec.model_validate(order.plan)).as_dict()
     return {
         "object": "plan",
         "kind": order.kind,
         "name": order.name,
         "spec": order.spec,
         "spec_hash": order.spec_hash,
-        "plan": plan_budget(SweepSpec.model_validate(order.plan)).as_dict(),
+        "plan": budget,
     }
 
 
 def _order(kind: str, spec: SweepSpec | RunSpec, uploaded: Lookup) -> Order:
-    given = {"train": spec.dataset.train, "eval": spec.dataset.eval}
-    held = {role: source for role, source in given.items() if source is not None and _DATASET.fullmatch(source)}
-    found = {role: path for role, source in held.items() if (path := uploaded(source)) is not None}
-    faults = [
-        (f"/dataset/{role}", f"there is no dataset {source}: GET /v1/datasets lists them")
-        for role, source in held.items()
-        if role not in found
-    ]
-    # The driver knows no rows: it is told the file.
-    located = spec.dataset.model_copy(update={role: str(path) for role, path in found.items()})
+    held, located, faults = _located(spec, uploaded)
     spec = spec.model_copy(update={"dataset": located})
     plan = spec if isinstance(spec, SweepSpec) else spec.to_sweep()
-    faults += [
-        (pointer, fault)
-        for pointer, source, what in (
-            ("/base_model", spec.base_model, "model"),
-            ("/dataset/train", None if "train" in held else spec.dataset.train, "data"),
-            ("/dataset/eval", None if "eval" in held else spec.dataset.eval, "data"),
-        )
-        if source is not None and (fault := source_fault(source, what))
-    ]
     faults += [
         (f"/warm_start/{index}", f"{name!r} is no id of a sweep: here earlier sweeps are named by their ids")
         for index, name in enumerate(plan.warm_start)
@@ -89,6 +93,30 @@ def _order(kind: str, spec: SweepSpec | RunSpec, uploaded: Lookup) -> Order:
         spec_hash=spec_hash(plan),
         datasets=held,
     )
+
+
+def _located(spec: Job, uploaded: Lookup) -> tuple[dict[str, str], Dataset, list[tuple[str, str]]]:
+    """(datasets that it names, its data by path, what cannot be found)."""
+    given = {"train": spec.dataset.train, "eval": spec.dataset.eval}
+    held = {role: source for role, source in given.items() if source is not None and _DATASET.fullmatch(source)}
+    found = {role: path for role, source in held.items() if (path := uploaded(source)) is not None}
+    faults = [
+        (f"/dataset/{role}", f"there is no dataset {source}: GET /v1/datasets lists them")
+        for role, source in held.items()
+        if role not in found
+    ]
+    # The driver knows no rows: it is told the file.
+    located = spec.dataset.model_copy(update={role: str(path) for role, path in found.items()})
+    faults += [
+        (pointer, fault)
+        for pointer, source, what in (
+            ("/base_model", spec.base_model, "model"),
+            ("/dataset/train", None if "train" in held else spec.dataset.train, "data"),
+            ("/dataset/eval", None if "eval" in held else spec.dataset.eval, "data"),
+        )
+        if source is not None and (fault := source_fault(source, what))
+    ]
+    return held, located, faults
 
 
 def source_fault(source: str, what: str) -> str | None:

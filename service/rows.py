@@ -15,7 +15,7 @@ from service import events
 from service.auth import Caller
 from service.errors import Conflict, NotFound, illegal_transition, invalid
 from service.ids import new_id, submission_id
-from service.models import EVALUATION, Attempt, Deployment, Sweep, Trial
+from service.models import COMPARISON, EVALUATION, Attempt, Deployment, Sweep, Trial
 from service.models_data import Dataset, DatasetUse
 from service.states import (
     DEPLOYMENT_MOVES,
@@ -29,8 +29,8 @@ from service.states import (
     allowed_verbs,
 )
 
-PREFIXES: Mapping[str, str] = {"sweep": "swp", "run": "run", EVALUATION: "evl"}
-_WORDS: Mapping[str, str] = {EVALUATION: "evaluation"}
+PREFIXES: Mapping[str, str] = {"sweep": "swp", "run": "run", EVALUATION: "evl", COMPARISON: "cmp"}
+_WORDS: Mapping[str, str] = {EVALUATION: "evaluation", COMPARISON: "comparison"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +38,12 @@ class Order:
     """A validated wish, ready to be stored."""
 
     kind: str
-    """sweep, run or eval"""
+    """sweep, run, eval or cmp"""
     name: str
     spec: dict[str, Any]
     """As asked for."""
     plan: dict[str, Any]
-    """The SweepSpec, or EvaluationSpec, to execute."""
+    """The SweepSpec, EvaluationSpec or ComparisonSpec to execute."""
     spec_hash: str
     """Of the plan."""
     datasets: Mapping[str, str] = field(default_factory=dict)

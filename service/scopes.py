@@ -11,6 +11,7 @@ _WRITES: Sequence[tuple[str, str]] = (
     ("/v1/sweeps", "jobs:write"),
     ("/v1/runs", "jobs:write"),
     ("/v1/evaluations", "jobs:write"),
+    ("/v1/comparisons", "jobs:write"),
     ("/v1/fine_tuning", "jobs:write"),
     ("/v1/datasets", "datasets:write"),
     ("/v1/files", "datasets:write"),

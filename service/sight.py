@@ -20,6 +20,7 @@ _PHASES = {
     "preparing": "Prepares the data and the base model.",
     "searching": "Searches.",
     "finals": "Judges the finalists.",
+    "comparing": "Tunes one method after another.",
     "evaluating": "Answers the held-out prompts and judges them.",
     "done": "Publishes the result.",
 }

@@ -16,7 +16,7 @@ from service import events
 from service.clock import Clock
 from service.cluster import JobInfo, Jobs, JobsError, driver_command, driver_env
 from service.ingest import note_checkpoints, take_records
-from service.models import EVALUATION, Attempt, Sweep
+from service.models import COMPARISON, EVALUATION, Attempt, Sweep
 from service.pauses import Pauses
 from service.rows import (
     end_attempt,
@@ -38,6 +38,7 @@ from sweeps.run_dir import Record, RunDir, read_journal
 log = logging.getLogger(__name__)
 
 JobList = dict[str, JobInfo] | None
+_VERBS = {EVALUATION: "evaluate", COMPARISON: "compare"}
 _MAX_REFUSALS = 8  # of one submission by a Ray that answers; an unreachable one is waited for without end
 _IN_FLIGHT = timedelta(seconds=60)  # a submission whose answer got lost may still turn up so much later
 
@@ -152,7 +153,7 @@ class Supervisor:
     def _try_submit(self, name: str, sweep: Sweep, attempt: Attempt) -> JobsError | None:
         """None when Ray has the job; the refusal when it certainly has not. Raises JobsError when nobody can tell."""
         settings = self._settings
-        verb = "evaluate" if sweep.kind == EVALUATION else "run"
+        verb = _VERBS.get(sweep.kind, "run")
         where, public = settings.run_dir(sweep.id), settings.public_judges
         command = driver_command(settings.driver_python, where, attempt.n, verb=verb, public_judge=public)
         try:

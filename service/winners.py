@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.errors import Conflict, Invalid, invalid
-from service.models import EVALUATION, Sweep, Trial
+from service.models import COMPARISON, EVALUATION, Sweep, Trial
 from service.settings import Settings
 from service.states import State
 
@@ -43,7 +43,7 @@ def model_path(session: Session, settings: Settings, sweep_id: str, checkpoint: 
         Conflict: 409, the sweep has not succeeded.
     """
     sweep = session.get(Sweep, sweep_id)
-    if sweep is None or sweep.kind == EVALUATION:
+    if sweep is None or sweep.kind in (EVALUATION, COMPARISON):
         raise invalid([("/sweep", f"there is no sweep or run {sweep_id!r}")])
     if sweep.state != State.SUCCEEDED or sweep.result is None:
         raise Conflict(

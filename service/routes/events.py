@@ -9,7 +9,7 @@ from starlette.responses import Response, StreamingResponse
 from service import events
 from service.context import Context, ContextDep, bearer
 from service.datasets import no_such_dataset
-from service.models import EVALUATION, Deployment
+from service.models import COMPARISON, EVALUATION, Deployment
 from service.models_data import Dataset
 from service.models_registry import Promotion
 from service.pages import PageQuery, page
@@ -73,6 +73,18 @@ async def evaluation_events(
 ) -> Response:
     """What happened, likewise."""
     return await _events(request, EVALUATION, evaluation_id, context, query, last_event_id)
+
+
+@rest.get("/comparisons/{comparison_id}/events", tags=["comparisons"])
+async def comparison_events(
+    request: Request,
+    comparison_id: str,
+    context: ContextDep,
+    query: Annotated[EventQuery, Query()],
+    last_event_id: LastEventId = None,
+) -> Response:
+    """What happened, likewise: how far the methods have come."""
+    return await _events(request, COMPARISON, comparison_id, context, query, last_event_id)
 
 
 @rest.get("/promotions/{promotion_id}/events", tags=["promotions"])

@@ -16,10 +16,12 @@ import pytest
 
 from simpo.packing import PackedPlan
 from sweeps.comparison import run_comparison
+from sweeps.comparison_attempt import run_comparison_attempt
+from sweeps.comparison_hash import comparison_hash
 from sweeps.comparison_spec import ComparisonSpec, parse_comparison
 from sweeps.prepare import prepare, read_inputs
 from sweeps.prepared import load_facts
-from sweeps.run_dir import Record, RunDir, read_journal
+from sweeps.run_dir import Record, RunDir, read_journal, read_result
 from sweeps.stratum import in_stratum
 from tests.sweeps.tiny import tiny_base
 
@@ -137,10 +139,16 @@ def test_a_killed_comparison_goes_on_and_concludes_the_same(
         process.kill()  # Ray's agents try for a minute to tell the dead GCS why
     shutil.rmtree(temporary, ignore_errors=True)
 
-    told: list[tuple[str, str]] = []
-    result = run_comparison(root, listener=lambda name, record: told.append((name, record["type"])))
-    assert METHODS[0] not in {name for name, _ in told}, "a finished method was run again"
-    assert sum(entry == (METHODS[1], "trial.created") for entry in told) < 8
+    published = run_comparison_attempt(root, number=1)  # as the service has it run
+    attempt, result = RunDir(root).attempt(1), published["comparison"]
+    assert read_result(attempt) == published and published["spec_hash"] == comparison_hash(RunDir(root).read_spec())
+    told = read_journal(attempt)
+    assert (told[0]["type"], told[-1]["type"]) == ("job.started", "job.finished")
+    assert {record["data"]["method"] for record in told if "method" in record["data"]} == set(METHODS[1:]), (
+        "a finished method was run again"
+    )
+    created = [record for record in read_journal(second.attempt(2)) if record["type"] == "trial.created"]
+    assert len(created) < 8
     expected = undisturbed[1]
     assert result["curves"] == expected["curves"]
     assert result["verdicts"] == expected["verdicts"]

@@ -1,0 +1,110 @@
+"""Comparisons: several methods under one budget, as one Ray job; the result says which is best, and how surely."""
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from pydantic import GetJsonSchemaHandler, RootModel
+from sqlalchemy import select
+from sqlalchemy.orm import Session, defer
+from starlette.responses import JSONResponse, Response
+
+from service import rows
+from service.context import CallerDep, ContextDep, IdempotencyKey, bearer
+from service.datasets import located
+from service.idempotency import Answer
+from service.models import COMPARISON, Sweep
+from service.orders import comparison_order, plan_of
+from service.pages import PageQuery, etag, page, single, states_in
+from service.routes.sweeps import PROBLEMS, CreateQuery, find
+from service.schemas import Json, PageOf
+from service.schemas_comparisons import ComparisonOut, comparison_json
+from service.states import State
+from sweeps.comparison_spec import ComparisonSpec
+
+router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"], dependencies=[bearer], responses=PROBLEMS)
+
+
+class ComparisonBody(RootModel[Json]):
+    """A ComparisonSpec, taken as it comes and validated by the order."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: object, handler: GetJsonSchemaHandler) -> Json:
+        return handler(ComparisonSpec.__pydantic_core_schema__)
+
+
+class ComparisonQuery(PageQuery):
+    """Filters of the list."""
+
+    state: str | None = None
+    name: str | None = None
+
+
+@router.post("", status_code=202, responses={202: {"model": ComparisonOut}})
+def create_comparison(
+    request: Request,
+    body: ComparisonBody,
+    context: ContextDep,
+    caller: CallerDep,
+    query: Annotated[CreateQuery, Query()],
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Ask for a comparison, or with validate_only for the plan of each method."""
+    with context.store.read() as session:
+        order = comparison_order(body.root, lambda dataset_id: located(session, context.settings, dataset_id))
+        if query.validate_only:
+            rows.check_name(session, order)
+            return JSONResponse(plan_of(order))
+
+    def effect(session: Session, now: datetime) -> Answer:
+        row = rows.create_sweep(session, order, caller, now)
+        headers = {"location": f"{request.url.path.rstrip('/')}/{row.id}", "etag": etag(row.version)}
+        return Answer(status=202, body=comparison_json(row, whole=False), headers=headers)
+
+    response = context.posts.run(request.url.path, body.root, idempotency_key, caller, effect)
+    context.reconciler.wake()
+    return response
+
+
+@router.get("", responses={200: {"model": PageOf[ComparisonOut]}})
+def list_comparisons(request: Request, context: ContextDep, query: Annotated[ComparisonQuery, Query()]) -> Response:
+    """Comparisons, newest first."""
+    wanted = select(Sweep).where(Sweep.kind == COMPARISON).options(defer(Sweep.result), defer(Sweep.plan))
+    if query.state is not None:
+        wanted = wanted.where(Sweep.state.in_(states_in(query.state, State)))
+    if query.name is not None:
+        wanted = wanted.where(Sweep.name == query.name)
+    down = query.order == "desc"
+    if query.after is not None:
+        wanted = wanted.where(Sweep.id < query.after if down else Sweep.id > query.after)
+    with context.store.read() as session:
+        found = session.scalars(wanted.order_by(Sweep.id.desc() if down else Sweep.id).limit(query.size + 1)).all()
+    return page(request, [comparison_json(row, whole=False) for row in found], query)
+
+
+@router.get("/{comparison_id}", responses={200: {"model": ComparisonOut}})
+def get_comparison(request: Request, comparison_id: str, context: ContextDep) -> Response:
+    """One comparison, with leaderboard, curves and verdicts once it has succeeded."""
+    with context.store.read() as session:
+        row = find(session, COMPARISON, comparison_id)
+    return single(request, comparison_json(row, whole=True), row.version)
+
+
+@router.post("/{comparison_id}/cancel", status_code=202, responses={202: {"model": ComparisonOut}})
+def cancel_comparison(
+    request: Request,
+    comparison_id: str,
+    context: ContextDep,
+    caller: CallerDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Ask for its end. What its methods have found so far stays in the run directory."""
+
+    def effect(session: Session, now: datetime) -> Answer:
+        row = rows.want_cancel(session, COMPARISON, comparison_id, caller, now)
+        session.flush()
+        return Answer(status=202, body=comparison_json(row, whole=False), headers={"etag": etag(row.version)})
+
+    response = context.posts.run(request.url.path, None, idempotency_key, caller, effect)
+    context.reconciler.wake()
+    return response
