@@ -21,6 +21,7 @@ OBJECT_STORE_SHARE = 0.3  # of a Ray node's memory, in /dev/shm
 _SECRET_NAME = re.compile(r"TOKEN|PASSWORD|SECRET|CREDENTIAL|API_?KEY|DATABASE_URL")
 _URL_WITH_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
 _ALPHA_FIELDS = ("tlsOptions", "networkPolicy", "historyServerOptions")
+_NGINX = "nginx.ingress.kubernetes.io/"
 _LABELS = ("app.kubernetes.io/name", "app.kubernetes.io/part-of")
 
 
@@ -151,6 +152,9 @@ def no_secret_values(objects: list[Json]) -> Iterator[str]:
             for key, value in source.items() if thing["kind"] != "Secret" else ():
                 if _SECRET_NAME.search(key.upper()) or _URL_WITH_PASSWORD.search(str(value)):
                     yield f"{name_of(thing)}: {key} belongs in a Secret"
+    for name, cluster in ray_clusters(objects):
+        if "value" in ((cluster.get("gcsFaultToleranceOptions") or {}).get("redisPassword") or {}):
+            yield f"{name}: gcsFaultToleranceOptions.redisPassword must come from a Secret"
     for view in pods(objects):
         for container, entry in view.environment():
             literal = str(entry.get("value", ""))
@@ -280,6 +284,25 @@ def public_origin(objects: list[Json]) -> Iterator[str]:
             yield f"{name_of(thing)}: must be of type ClusterIP"
 
 
+def streams(objects: list[Json]) -> Iterator[str]:
+    """What stands before the API lets streams last and uploads through: no time limit below 10 minutes, no buffer."""
+    for thing in objects:
+        if thing["kind"] == "Ingress":
+            notes = thing["metadata"].get("annotations") or {}
+            values = {key.removeprefix(_NGINX): value for key, value in notes.items() if key.startswith(_NGINX)}
+            if "proxy-body-size" not in values:
+                yield f"{name_of(thing)}: needs proxy-body-size: 1m is the default, and uploads are larger"
+            for key in ("proxy-read-timeout", "proxy-send-timeout"):
+                if int(values.get(key, "60")) < 600:
+                    yield f"{name_of(thing)}: {key} must be 600 or more"
+            for key in ("proxy-buffering", "proxy-request-buffering"):
+                if values.get(key) != "off":
+                    yield f"{name_of(thing)}: {key} must be off"
+        for rule in thing["spec"].get("rules") or [] if thing["kind"] == "HTTPRoute" else ():
+            if rule.get("backendRefs") and (rule.get("timeouts") or {}).get("request") != "0s":
+                yield f"{name_of(thing)}: timeouts.request must be 0s, or streams end in the middle"
+
+
 CHECKS: tuple[Check, ...] = (
     fixed_memory,
     read_only_root,
@@ -301,6 +324,7 @@ CHECKS: tuple[Check, ...] = (
     heads_stay,
     spread,
     public_origin,
+    streams,
     within_quota,
 )
 

@@ -24,7 +24,7 @@ _UNITS = {
     **{"T": 10**12, "P": 10**15, "E": 10**18},
     **{f"{letter}i": 2 ** (10 * power) for power, letter in enumerate("KMGTPE", start=1)},
 }
-_HASHED = re.compile(r"-[a-z0-9]{10}$")  # what kustomize appends to the name of a generated ConfigMap
+HASHED = re.compile(r"-[a-z0-9]{10}$")  # what kustomize appends to the name of a generated ConfigMap
 _SELECTED_KINDS = ("Deployment", "StatefulSet", "DaemonSet")
 
 
@@ -40,7 +40,7 @@ def quantity(text: object) -> Decimal:
 def names(objects: list[Json]) -> Iterator[str]:
     """Names are DNS-1035 labels of at most 40 characters, label values at most 63, and nothing is there twice."""
     for thing in objects:
-        name = _HASHED.sub("", thing["metadata"]["name"]) if thing["kind"] == "ConfigMap" else thing["metadata"]["name"]
+        name = HASHED.sub("", thing["metadata"]["name"]) if thing["kind"] == "ConfigMap" else thing["metadata"]["name"]
         if thing["kind"] in CLUSTER_SCOPED and "namespace" in thing["metadata"]:
             yield f"{name_of(thing)}: is not in any namespace, so must not name one"
         if not _NAME.fullmatch(name):

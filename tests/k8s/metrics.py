@@ -40,24 +40,18 @@ def unknown(names: set[str]) -> set[str]:
     return (names - ours - set(KNOWN)) | {name for name in ours if not _in_ray(name)}
 
 
-def _in_ray(name: str) -> bool:
-    """Ray 2.60 names its metrics in its own dashboards, or where they are made (without the prefix ray_ there)."""
-    return bool(re.search(rf"\b{name}\b", _dashboards())) or f'"{name.removeprefix("ray_")}"' in _haproxy()
-
-
 @cache
-def _dashboards() -> str:
-    return "\n".join(_read("dashboard/modules/metrics/dashboards", "*_panels.py"))
-
-
-@cache
-def _haproxy() -> str:
-    return "\n".join(_read("serve/_private", "haproxy_metrics.py"))
-
-
-def _read(folder: str, pattern: str) -> list[str]:
-    spec = find_spec("ray")  # finds, does not import
+def ray_source(folder: str, pattern: str) -> str:
+    """The text of these files of the installed Ray, which is found and not imported."""
+    spec = find_spec("ray")
     assert spec and spec.submodule_search_locations
     found = sorted((Path(spec.submodule_search_locations[0]) / folder).glob(pattern))
     assert found, f"ray has no {folder}/{pattern} any more"
-    return [path.read_text(encoding="utf-8") for path in found]
+    return "\n".join(path.read_text(encoding="utf-8") for path in found)
+
+
+def _in_ray(name: str) -> bool:
+    """Ray 2.60 names its metrics in its own dashboards, or where they are made (without the prefix ray_ there)."""
+    dashboards = ray_source("dashboard/modules/metrics/dashboards", "*_panels.py")
+    made = ray_source("serve/_private", "haproxy_metrics.py")
+    return bool(re.search(rf"\b{name}\b", dashboards)) or f'"{name.removeprefix("ray_")}"' in made

@@ -212,6 +212,19 @@ def _node_port(example: Examples) -> None:
     example["Service/web"]["spec"]["type"] = "NodePort"
 
 
+def _ingress_as_it_comes(example: Examples) -> None:
+    example.add("Ingress", "web", "networking.k8s.io/v1", spec={"tls": [{"secretName": "a"}]})
+
+
+def _impatient_route(example: Examples) -> None:
+    rules = [{"backendRefs": [{"name": "simpo-api", "port": 80}], "timeouts": {"request": "15s"}}]
+    example.add("HTTPRoute", "web", "gateway.networking.k8s.io/v1", spec={"rules": rules})
+
+
+def _literal_redis_password(example: Examples) -> None:
+    example.cluster["gcsFaultToleranceOptions"] = {"redisPassword": {"value": "a"}}
+
+
 def _tight_quota(example: Examples) -> None:
     example["ResourceQuota/all"]["spec"]["hard"]["requests.memory"] = "3Gi"
 
@@ -261,6 +274,11 @@ CASES: list[tuple[checklist.Check, Callable[[Examples], None], str]] = [
     (checklist.public_origin, _plain_ingress, "Ingress/web: needs tls"),
     (checklist.public_origin, _no_certificate, "the listener https needs a certificate"),
     (checklist.public_origin, _node_port, "Service/web: must be of type ClusterIP"),
+    (checklist.no_secret_values, _literal_redis_password, "redisPassword must come from a Secret"),
+    (checklist.streams, _ingress_as_it_comes, "needs proxy-body-size"),
+    (checklist.streams, _ingress_as_it_comes, "proxy-read-timeout must be 600 or more"),
+    (checklist.streams, _ingress_as_it_comes, "proxy-buffering must be off"),
+    (checklist.streams, _impatient_route, "timeouts.request must be 0s"),
     (checklist.within_quota, _tight_quota, "requests.memory is 3Gi, but"),
     (checklist.within_quota, _no_quota, "needs a ResourceQuota"),
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sweeps.spec import load_spec
-from tests.k8s import lints
+from tests.k8s import inventory, lints
 from tests.k8s.manifests import ALPHA, K8S, components, folders, name_of, pods
 
 pytestmark = pytest.mark.quick
@@ -80,6 +80,13 @@ def test_every_component_says_what_it_is_for() -> None:
     for path in (K8S / "components").glob("*/kustomization.yaml"):
         first = path.read_text(encoding="utf-8").splitlines()[0]
         assert first.startswith("# ALPHA, off by default" if path.parent.name in ALPHA else "# "), path
+
+
+def test_what_is_made_is_what_was_reviewed(base: list[Json]) -> None:
+    assert base
+    assert inventory.text() == inventory.PATH.read_text(encoding="utf-8"), (
+        "look at the difference; where it is meant: python -m tests.k8s.inventory --write"
+    )
 
 
 def test_the_sweep_of_the_template_is_one() -> None:

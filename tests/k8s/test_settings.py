@@ -14,6 +14,7 @@ from service.clock import SystemClock
 from service.serving.deployer import listen_address
 from service.settings import Settings, variable_of
 from service.store import Store
+from tests.k8s import metrics
 from tests.k8s.manifests import K8S, REPO, PodView, pods, ray_clusters
 
 pytestmark = pytest.mark.quick
@@ -130,6 +131,16 @@ def test_the_store_is_at_one_path_everywhere(objects: list[Json]) -> None:
         if view.labels["app.kubernetes.io/component"] not in WITHOUT_STORE and not view.owner.endswith(" submitter"):
             mounts = [mount for container in view.containers() for mount in container["volumeMounts"]]
             assert store in {mount["mountPath"] for mount in mounts if mount["name"] == "store"}, view.owner
+
+
+def test_ray_knows_the_variables_that_its_pods_get(objects: list[Json]) -> None:
+    """A misspelt variable is no error anywhere: Ray would serve through its slow proxy and say nothing."""
+    found = {entry["name"] for view in pods(objects) for _, entry in view.environment()}
+    source = metrics.ray_source("serve/_private", "constants.py") + metrics.ray_source(
+        "_common/usage", "usage_constants.py"
+    )
+    assert {name for name in found if name.startswith("RAY_") and f'"{name}"' not in source} == set()
+    assert "RAY_SERVE_ENABLE_HA_PROXY" in found
 
 
 def test_ray_has_the_version_of_constraints(objects: list[Json]) -> None:
