@@ -122,6 +122,8 @@ class WallClock:
 
     def __init__(self, limit_s: float | None) -> None:
         self.limit_s = limit_s
+        self.hours: float | None = None
+        """The limit of accelerator-hours that somebody else watches (`sweeps.limits`)."""
         self.seconds: dict[str, float] = {}
         """By phase; what was spent in a pause counts as `paused` alone."""
         self._began = time.monotonic()
@@ -134,6 +136,12 @@ class WallClock:
     def end(self, limit: str, reason: str) -> None:
         """Leave no time: that limit is reached."""
         self.ended_by, self.reason = limit, reason
+
+    def extend(self, limit_s: float | None, hours: float | None) -> None:
+        """Raise limits; None leaves one as it is."""
+        self.limit_s = limit_s or self.limit_s
+        if hours is not None:
+            self.hours, self.ended_by, self.reason = hours, None, REASONS["late"]
 
     @property
     def deadline(self) -> float | None:

@@ -54,10 +54,11 @@ class Extend(Strict):
     wall_clock_s: Annotated[float, Field(gt=0)] | None = None
     """Seconds of the attempt, as in the spec; time in a pause is not counted."""
     total_steps: Annotated[int, Field(ge=1)] | None = None
+    accelerator_hours: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _some(self) -> "Extend":
-        if self.trials is None and self.wall_clock_s is None and self.total_steps is None:
+        if not self.model_dump(exclude={"action"}, exclude_none=True):
             raise ConfigError("name a limit to raise", "trials")
         return self
 

@@ -69,13 +69,17 @@ def extend(
     trials: Annotated[int | None, typer.Option(help="Trials in all.", show_default=False)] = None,
     wall_clock_s: Annotated[float | None, typer.Option(help="Seconds of the attempt.", show_default=False)] = None,
     total_steps: Annotated[int | None, typer.Option(help="Optimiser steps in all.", show_default=False)] = None,
+    accelerator_hours: Annotated[
+        float | None, typer.Option(help="Hours of training processes, over all attempts.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
     no_wait: NoWait = False,
     timeout: Timeout = 60.0,
 ) -> None:
     """Raise limits of the budget. Each value is the new total, not what is added."""
     limits = {"trials": trials, "wall_clock_s": wall_clock_s, "total_steps": total_steps}
-    _send(ctx.obj, {"action": "extend", **limits}, as_json, no_wait, timeout)
+    edit = {"action": "extend", **limits, "accelerator_hours": accelerator_hours}
+    _send(ctx.obj, edit, as_json, no_wait, timeout)
 
 
 @control_app.command()

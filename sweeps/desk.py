@@ -101,7 +101,7 @@ class Desk:
             if isinstance(change.edit, Cancel) and change not in self._own:
                 raise ConfigError("was cancelled, which is for good: start another sweep", f"control.{change.seq}")
             if isinstance(change.edit, Extend):
-                self._clock.limit_s = change.edit.wall_clock_s or self._clock.limit_s
+                self._clock.extend(change.edit.wall_clock_s, change.edit.accelerator_hours)
 
     def _answer(self, found: Found) -> None:
         assert found.seq is not None  # or it would have a fault
@@ -175,8 +175,8 @@ class Desk:
         else:
             assert ledger is not None
             ledger.study.apply(change)
-            if isinstance(edit, Extend) and edit.wall_clock_s is not None:
-                self._clock.limit_s = edit.wall_clock_s
+            if isinstance(edit, Extend):
+                self._clock.extend(edit.wall_clock_s, edit.accelerator_hours)
                 self._signal()
 
     def _signal(self) -> None:

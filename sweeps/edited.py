@@ -16,7 +16,7 @@ from sweeps.search_spec import Grid, Halving, Pbt
 from sweeps.spaces import Scalar, check_space, holds
 from sweeps.spec import SweepSpec
 
-_LIMITS = ("trials", "wall_clock_s", "total_steps")
+_LIMITS = ("trials", "wall_clock_s", "total_steps", "accelerator_hours")
 
 
 def edited_spec(spec: SweepSpec, edit: Extend | ChangeSpace) -> SweepSpec:

@@ -28,20 +28,21 @@ class Watch:
         """What trials have spent, over all attempts."""
         self._attempt = attempt
         self._clock = clock
-        self._limit = limit
+        clock.hours = clock.hours or limit  # an edit may have raised it
         self._lock = threading.Lock()
         attempt.listeners.append(hours.take)
 
     def look(self, tell: Callable[[], None]) -> None:
         """`tell`: lets running trials know that the clock has moved."""
         with self._lock:
-            if self._limit is None or self._clock.ended_by is not None or self.hours.spent < self._limit:
+            limit = self._clock.hours
+            if limit is None or self._clock.ended_by is not None or self.hours.spent < limit:
                 return
             self._clock.end(HOURS, HOURS_REASON)
         tell()
         spent = round(self.hours.spent, 6)
         message = f"{spent:.3g} accelerator-hours are spent: no trial starts, running ones stop"
-        self._attempt.append("budget.spent", message, {"limit": HOURS, "spent": spent, "of": self._limit}, level="warn")
+        self._attempt.append("budget.spent", message, {"limit": HOURS, "spent": spent, "of": limit}, level="warn")
 
 
 def ended_by(ledger: Ledger, clock: WallClock) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from sweeps.control import (
 from sweeps.desk import Desk
 from sweeps.edited import edited_spec, point_by_hand
 from sweeps.faults import SpecError
+from sweeps.hours import Hours
 from sweeps.ledger import Ledger
+from sweeps.limits import Watch
 from sweeps.outcome import Outcome
 from sweeps.run_dir import Record, RunDir, read_journal
 from sweeps.signals import Signals
@@ -214,7 +217,7 @@ class Office:
     def __init__(self, root: Path, **changes: Any) -> None:
         self.run = RunDir(root)
         self.attempt, self.clock = self.run.claim_next(), WallClock(changes.pop("wall_clock_s", None))
-        spec = search_spec(sampler="random", budget={"trials": 4, "steps": 100}, **changes)
+        spec = search_spec(**({"sampler": "random", "budget": {"trials": 4, "steps": 100}} | changes))
         self.cancelled = False
         self.desk = Desk(self.attempt, self.clock, self._cancel)
         self.ledger = Ledger(self.attempt, spec, root / "made", self.clock)
@@ -425,6 +428,23 @@ def test_the_board_knows_of_edits() -> None:
     assert (board.where, board.total) == ("searching, paused", 6)
     board.apply("control.applied", "", {"action": "resume", "edit": {}})
     assert board.where == "searching"
+
+
+def test_hours_that_are_spent_can_be_raised_while_trials_end(tmp_path: Path) -> None:
+    office = Office(tmp_path, budget={"trials": 4, "steps": 100, "accelerator_hours": 1.0})
+    later = datetime.now(UTC) + timedelta(hours=1.5)
+    watch = Watch(office.attempt, office.clock, Hours(1, now=lambda: later), 1.0)
+    office.open().ledger.next()
+    watch.look(office.desk.tell)
+    assert office.ledger.next() is None
+    assert office.signals()["deadline"] is not None
+    assert office.ask(action="extend", accelerator_hours=2)["type"] == "control.applied"
+    assert office.signals()["deadline"] is None
+    watch.look(office.desk.tell)
+    assert office.ledger.next() is not None
+    heir = Office(tmp_path, budget={"trials": 4, "steps": 100, "accelerator_hours": 1.0})
+    Watch(heir.attempt, heir.clock, Hours(1), 1.0)
+    assert heir.clock.hours == 2.0
 
 
 def test_a_trial_reads_its_signals(tmp_path: Path) -> None:
