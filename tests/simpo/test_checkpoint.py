@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from simpo.checkpoint import MANIFEST, newest_valid, read_manifest, restore, save_checkpoint
 from simpo.config import OptimConfig
-from simpo.errors import CheckpointError, ModelError
+from simpo.errors import CheckpointError, ModelError, StorageError
 from simpo.fit import TrainState
 from simpo.generate import generate
 from simpo.model import check_supported, load_model, load_tokenizer, num_parameters
@@ -63,6 +63,19 @@ def test_a_damaged_one_is_refused_and_passed_over(saved: Path, tiny_model: Build
     with pytest.raises(CheckpointError, match=words):
         read_manifest(newer)
     assert newest_valid(saved.parent) == saved
+
+
+def test_a_disk_that_cannot_be_written_is_named_and_nothing_half_written_stays(
+    tmp_path: Path, tiny_model: Build
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="check space and permissions"):
+        save_checkpoint(tmp_path / "file" / "newest", model=tiny_model())
+    taken = tmp_path / "taken"
+    taken.touch()  # a file, where the finished directory is to go
+    with pytest.raises(StorageError, match="taken: cannot be written"):
+        save_checkpoint(taken, model=tiny_model())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
 
 
 def test_no_directory_means_no_checkpoint(tmp_path: Path) -> None:

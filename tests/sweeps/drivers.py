@@ -33,7 +33,7 @@ class Driver:
         shutil.rmtree(self._temporary, ignore_errors=True)
 
 
-def wait_for(run: RunDir, kind: str, count: int, timeout_s: float = 90.0) -> None:
+def wait_for(run: RunDir, kind: str, count: int, timeout_s: float = 300.0) -> None:
     """Until the first attempt has written so many records of a kind."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

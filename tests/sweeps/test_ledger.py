@@ -10,6 +10,7 @@ from sweeps.budget import WallClock, plan_budget
 from sweeps.finals import no_winner
 from sweeps.leaderboard import leaderboard
 from sweeps.ledger import Ledger, recorded_trials
+from sweeps.recorded import begun
 from sweeps.run_dir import RunDir, read_journal
 from sweeps.spec import SweepSpec, parse_spec
 from sweeps.study import Outcome
@@ -151,6 +152,28 @@ def test_a_successor_without_time_still_knows_what_was_trained(tmp_path: Path) -
     assert [ended.ask.number for ended in heir.finalists()] == [2, 0]
     assert (heir.ended[1].outcome.state, heir.ended[1].outcome.reason) == ("PRUNED", "the hours were spent")
     assert 3 not in heir.ended, "nothing behind it was trained"
+
+
+def test_what_an_orphan_writes_after_it_was_read_is_nobodys(tmp_path: Path) -> None:
+    orphan = _ledger(tmp_path)
+    told = [orphan.next() for _ in range(2)]
+    _complete(orphan, told[0], 0.9)
+    heir = _ledger(tmp_path, number=2)
+    assert _number(heir.next()) == 1
+    _complete(orphan, told[1], 0.7)  # it has not looked for a successor yet
+    assert heir.attempt.superseded() is False
+    third = _ledger(tmp_path, number=3)
+    assert _number(third.next()) == 1, "the orphan's word counts for nothing"
+    assert [trial.outcome is None for trial in recorded_trials(RunDir(tmp_path), below=9).values()] == [False, True]
+
+
+def test_a_directory_that_holds_a_trial_is_worth_keeping(tmp_path: Path) -> None:
+    assert not begun(tmp_path)
+    ledger = _ledger(tmp_path / "sweeps" / "simpo")
+    ledger.attempt.append("job.started", "")
+    assert not begun(tmp_path)
+    ledger.next()
+    assert begun(tmp_path)
 
 
 def test_weights_that_a_predecessor_dropped_are_not_finalists(tmp_path: Path) -> None:

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.run_dir import Attempt, AttemptClaimed, RunDir, RunDirError, read_heartbeat, read_journal, read_result
+from sweeps.run_dir import (
+    RESERVE,
+    Attempt,
+    AttemptClaimed,
+    RunDir,
+    RunDirError,
+    UnwritableRunDir,
+    read_heartbeat,
+    read_journal,
+    read_result,
+)
 
 pytestmark = pytest.mark.quick
 
@@ -137,3 +147,22 @@ def test_a_directory_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> 
     (tmp_path / "attempts").write_text("a file in the way")
     with pytest.raises(RunDirError, match="cannot be written"):
         RunDir(tmp_path).claim(1)
+
+
+def test_after_a_failed_record_only_the_last_word_is_written(tmp_path: Path) -> None:
+    attempt = _attempt(tmp_path)
+    attempt.append("job.started", "a")
+    attempt.path.rename(tmp_path / "away")
+    attempt.path.touch()  # in the way, as a full disk is
+    with pytest.raises(UnwritableRunDir, match="check space"):
+        attempt.append("trial.progress", "b")
+    attempt.path.unlink()
+    (tmp_path / "away").rename(attempt.path)
+    with pytest.raises(UnwritableRunDir, match="check space"):
+        attempt.append("trial.failed", "nobody's fault")  # a library has swallowed the first error
+    with pytest.raises(UnwritableRunDir):
+        attempt.check()
+    assert (attempt.path / RESERVE).stat().st_size > 0
+    attempt.last_word("job.failed", "no space", {}, level="error")
+    assert [record["type"] for record in read_journal(attempt)] == ["job.started", "job.failed"]
+    assert not (attempt.path / RESERVE).exists(), "the space that was kept for it is free"
