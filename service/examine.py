@@ -88,7 +88,7 @@ class Examinations:
         try:
             report: dict[str, Any] | None = self._doctor(self._patient(row, beside, request), wanted)
             message = "Looked at."
-        except DoctorFailed as error:
+        except (DoctorFailed, OSError, ValueError) as error:  # no process could be made, or what it said is no report
             report, message = None, str(error)
         except Abandoned:
             return False

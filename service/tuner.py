@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service import events, rows
@@ -19,6 +20,7 @@ from service.settings import Settings
 from service.states import DeploymentState, State, TuningState, Validation
 from service.store import Store
 from service.winners import WINNER, model_path
+from simpo.errors import SimPOError
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +48,15 @@ class Tuner:
         with self._store.read() as session:
             found = session.execute(joined)
             due = [job.id for job, sweep, checked, served in found if _due(job, sweep, checked, served)]
+        moved = False
         for job_id in due:
-            with self._store.write() as session:
-                self._move(session, job_id)
-        return bool(due)
+            try:
+                with self._store.write() as session:
+                    self._move(session, job_id)
+                moved = True
+            except (SimPOError, ServiceError, IntegrityError, OSError):
+                log.exception("%s: skipped in this pass", job_id)  # one job must not stop the others
+        return moved
 
     def _move(self, session: Session, job_id: str) -> None:
         job = session.scalar(select(FineTuningJob).where(FineTuningJob.id == job_id).with_for_update())

@@ -301,6 +301,10 @@ def test_a_report_that_cannot_be_made_says_why_and_one_that_was_cut_off_is_made_
         plane.turn()
         assert plane.client.get(path).json()["validation"]["message"] == "It took too long."
         assert plane.client.get(path).json()["validation"]["state"] == "FAILED"
+        doctor.error = OSError("no memory for a process")
+        plane.client.post(f"{path}/validate")
+        plane.turn()
+        assert "no memory" in plane.client.get(path).json()["validation"]["message"], "and others have their turn"
         doctor.error = None
         plane.client.post(f"{path}/validate")
         beside = {"eval": path.rpartition("/")[2]}
