@@ -45,6 +45,11 @@ def plan(ctx: typer.Context, kind: Kind, file: Path, overrides: list[str], *, as
     console.print(f"{planned.get('name')} is a valid {kind[:-1]}; nothing was started", markup=False)
     for key, value in counts.items():
         console.print(f"  {key.replace('_', ' ')}: {value if value not in (None, []) else '-'}", markup=False)
+    hours = planned.get("hours") or {}
+    for of in (key for key in ("wall_clock", "accelerator") if key in hours):
+        told = f"{hours[of]['estimate']:.3g} h ({hours[of]['low']:.3g} to {hours[of]['high']:.3g})"
+        known = f"by {hours['trials']} trials of earlier sweeps"
+        console.print(f"  {of.replace('_', ' ')}: {told}, {known}", markup=False)
 
 
 def follow(client: Client, kind: Kind, resource: Resource, *, quiet: bool = False) -> None:

@@ -14,6 +14,7 @@ from service import rows
 from service.auth import Caller
 from service.context import CallerDep, Context, ContextDep, IdempotencyKey, bearer
 from service.datasets import located
+from service.expected import hours_of
 from service.idempotency import Answer
 from service.models import Sweep
 from service.orders import Lookup, plan_of, run_order, sweep_order
@@ -134,7 +135,7 @@ def _create(
     if validate_only:
         with context.store.read() as session:
             rows.check_name(session, order)
-        return JSONResponse(plan_of(order))
+            return JSONResponse({**plan_of(order), "hours": hours_of(session, order)})
 
     def effect(session: Session, now: datetime) -> Answer:
         row = rows.create_sweep(session, order, caller, now)
