@@ -170,7 +170,7 @@ def scaling(objects: list[Json]) -> Iterator[str]:
 
 def queued(objects: list[Json]) -> Iterator[str]:
     """Kueue's rules: jobs are suspended, own a cluster that ends, with 17 groups at most; queues, flavors exist."""
-    queues = {thing["metadata"]["name"] for thing in objects if thing["kind"] == "LocalQueue"}
+    queues = {t["metadata"]["name"]: t["spec"]["clusterQueue"] for t in objects if t["kind"] == "LocalQueue"}
     cluster_queues = {thing["metadata"]["name"] for thing in objects if thing["kind"] == "ClusterQueue"}
     flavors = {thing["metadata"]["name"] for thing in objects if thing["kind"] == "ResourceFlavor"}
     for thing in objects:
@@ -181,6 +181,8 @@ def queued(objects: list[Json]) -> Iterator[str]:
         fit = spec.get("suspend") and spec.get("shutdownAfterJobFinishes") and "clusterSelector" not in spec
         if queue is not None and thing["kind"] == "RayJob" and not fit:
             yield f"{name_of(thing)}: Kueue needs suspend, shutdownAfterJobFinishes and a cluster of its own"
+        for text in sorted(_requested([thing]) - _covered(objects, queues.get(queue))) if queue in queues else ():
+            yield f"{name_of(thing)}: asks for {text}, which its ClusterQueue does not cover, so is never admitted"
         for _, cluster in ray_clusters([thing]) if queue is not None else ():
             if len(cluster.get("workerGroupSpecs") or []) > 17:
                 yield f"{name_of(thing)}: Kueue takes at most 17 worker groups"
@@ -298,6 +300,18 @@ def _target_ports(service: Json, views: list[PodView]) -> Iterator[str]:
         target = port.get("targetPort", port["port"])
         if target not in open_ports:
             yield f"{name_of(service)}: targetPort {target} is no port of the pods it selects"
+
+
+def _requested(objects: list[Json]) -> set[str]:
+    containers = [container for view in pods(objects) for container in view.containers()]
+    return {key for container in containers for key in (container.get("resources") or {}).get("requests") or {}}
+
+
+def _covered(objects: list[Json], cluster_queue: str | None) -> set[str]:
+    for thing in objects:
+        if thing["kind"] == "ClusterQueue" and thing["metadata"]["name"] == cluster_queue:
+            return {name for group in thing["spec"]["resourceGroups"] for name in group.get("coveredResources") or []}
+    return set()
 
 
 def _repeats(where: str, what: str, values: Iterable[str | None]) -> Iterator[str]:

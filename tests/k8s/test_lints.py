@@ -144,7 +144,7 @@ def _workers_by_two(example: Examples) -> None:
 
 
 def _queue(example: Examples) -> None:
-    groups = [{"flavors": [{"name": "spot"}]}]
+    groups = [{"coveredResources": ["cpu", "memory"], "flavors": [{"name": "spot"}]}]
     example.add("ClusterQueue", "team", "kueue.x-k8s.io/v1beta2", spec={"resourceGroups": groups})
     example.add("LocalQueue", "sweeps", "kueue.x-k8s.io/v1beta2", spec={"clusterQueue": "team"})
     example["RayCluster/ray"]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "sweeps"
@@ -201,6 +201,7 @@ CASES: list[tuple[lints.Lint, Callable[[Examples], None], str]] = [
     (lints.scaling, _workers_by_two, "RayCluster/ray workers: replicas must be left to Ray's autoscaler"),
     (lints.queued, _no_queue, "waits in the queue sweeps, which is not there"),
     (lints.queued, _queue, "ClusterQueue/team: ResourceFlavor/spot is not there"),
+    (lints.queued, _queue, "RayCluster/ray: asks for ephemeral-storage, which its ClusterQueue does not cover"),
     (lints.queued, _no_cluster_queue, "belongs to ClusterQueue/teams, which is not there"),
     (lints.queued, _queued_autoscaler, "Kueue takes no autoscaled cluster"),
     (lints.queued, _many_groups, "at most 17 worker groups"),
