@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from service.auth import revoke_keys
+from service.errors import OPENAI_PREFIXES
 from service.gate import MAX_BODY, OPEN_PATHS
 from service.models import ApiKey
 from service.settings import Settings
@@ -271,7 +272,7 @@ def test_every_error_has_its_shape_and_a_request_id(plane: Plane) -> None:
             continue
         assert "Traceback" not in answer.text
         body = answer.json()
-        if path.startswith(("/v1/chat", "/v1/completions", "/v1/models")):
+        if path.startswith(OPENAI_PREFIXES):
             assert set(body["error"]) == {"message", "type", "param", "code"}
         else:
             assert answer.headers["content-type"] == "application/problem+json"
