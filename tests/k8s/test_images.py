@@ -5,6 +5,7 @@ package index, so no part of this suite.
 """
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -152,6 +153,18 @@ def test_the_context_holds_what_is_copied_and_nothing_else(file: Containerfile) 
     allowed = {line[1:] for line in lines if line.startswith("!")}
     words = {w for i in file.all("COPY") if i.stage == 0 for w in i.text.split()[:-1] if not w.startswith("--")}
     assert words == allowed
+
+
+@pytest.mark.parametrize(
+    ("base", "status"), [("python:3.12", 1), ("", 1), (f"python:3.12-slim@{DIGEST}", 0)], ids=["tag", "none", "digest"]
+)
+def test_the_build_refuses_a_base_without_a_digest(file: Containerfile, base: str, status: int) -> None:
+    (step,) = (run.text for run in file.all("RUN") if run.text.startswith("case "))
+    answer = subprocess.run(
+        ["bash", "-c", step], env={"PYTHON_IMAGE": base}, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == status
+    assert ("PYTHON_IMAGE must be pinned" in answer.stderr) == bool(status)
 
 
 def test_programs_are_where_the_manifests_look(file: Containerfile) -> None:
