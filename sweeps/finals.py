@@ -154,9 +154,7 @@ def hold_finals(
             answered = known.once("answers", spec, facts, lambda: _answer_set(spec, facts, untouched, base, seed))
             judgement = _report(spec, answered, tuned, judge, run, choice, access, finalists=len(finalists))
     evidence = _evidence(spec, untouched, base, tuned, judgement)
-    verdict = Verdict(
-        winner=winner, base=base, tuned=tuned, judgement=judgement, evidence=evidence, contest=contest
-    )
+    verdict = Verdict(winner=winner, base=base, tuned=tuned, judgement=judgement, evidence=evidence, contest=contest)
     rate = "" if verdict.win_rate is None else f": beats the base on {verdict.win_rate}"
     data = {"what": "winner", "trial_id": winner.ask.trial_id, "metrics": tuned.metrics()}
     if judgement is not None:

@@ -308,6 +308,7 @@ class Ledger:
 SEARCH_EDITS = (Extend, ChangeSpace, CloneTrial, AddPoint)
 """Edits that change which questions the search asks."""
 
+
 def last_word(update: Update | None, clock: WallClock) -> tuple[Update, Outcome]:
     """A trial's last update and how it ended; None, or one without an outcome: its process died."""
     if update is not None and update.outcome is not None:

@@ -1,6 +1,6 @@
 """Candidates without training: soups of the finalists and points on the line from the base through the best of them.
 
-    <attempt>/mixtures/<name>/seed-<r>/     an ordinary checkpoint, whose manifest holds the recipe
+<attempt>/mixtures/<name>/seed-<r>/     an ordinary checkpoint, whose manifest holds the recipe
 """
 
 import shutil
