@@ -9,9 +9,11 @@ whatever reads checkpoints reads it too.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -147,16 +149,14 @@ def restore(directory: str | Path, model: Any, optim: OptimConfig, total_steps: 
 @contextlib.contextmanager
 def _beside(target: Path) -> Iterator[Path]:
     """A directory to fill, flushed to disk and put in the target's place at the end; gone if anything goes wrong."""
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    # The same process number may write the same checkpoint on two nodes, when one of them was only believed dead.
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
         yield partial
         for path in partial.rglob("*"):
             _sync(path)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
+        _put(partial, target)
         _sync(target.parent)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -165,6 +165,18 @@ def _beside(target: Path) -> Iterator[Path]:
             reason = getattr(error, "strerror", None) or str(error)
             raise StorageError(f"cannot be written ({reason}): check space and permissions", str(target)) from error
         raise
+
+
+def _put(partial: Path, target: Path) -> None:
+    """In the target's place, whoever else puts theirs there at the same time."""
+    for last in (False, False, True):
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            partial.rename(target)
+            return
+        except OSError as error:
+            if last or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
 def _check_fits(adapter: Adapter, manifest: Mapping[str, Any], where: Path) -> None:

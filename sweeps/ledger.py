@@ -301,8 +301,9 @@ class Ledger:
             if number not in keep and directory.exists():
                 shutil.rmtree(directory, ignore_errors=True)
                 self.ended[number] = replace(ended, checkpoint=None)
-            for rung in directory.glob("*rung-*"):  # and what a killed process had not finished: .rung-....partial-pid
-                shutil.rmtree(rung, ignore_errors=True)
+            # What begins with a dot was never finished: its process was killed.
+            for left in (*directory.glob("rung-*"), *directory.glob(".*")):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 SEARCH_EDITS = (Extend, ChangeSpace, CloneTrial, AddPoint)

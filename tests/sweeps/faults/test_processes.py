@@ -125,7 +125,7 @@ class _Assassin:
     def _watch(self) -> None:
         while self._at_checkpoint and not self.victim and not self._over.is_set():
             for partial in self._trials.glob("*/.rung-*.partial-*"):
-                process = psutil.Process(int(partial.name.rpartition("-")[2]))
+                process = psutil.Process(int(partial.name.split("-")[-2]))
                 process.suspend()
                 while process.status() != psutil.STATUS_STOPPED:
                     time.sleep(0.001)
