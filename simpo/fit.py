@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simpo.activations import keep_less
 from simpo.config import OptimConfig
 from simpo.errors import ConfigError, NonFiniteStep
 from simpo.methods import Method
@@ -74,7 +75,11 @@ class TrainState:
 
     @classmethod
     def fresh(cls, model: Any, optim: OptimConfig, total_steps: int) -> "TrainState":
-        """A run that has not begun. Weights in bfloat16 get float32 masters; frozen weights are left alone."""
+        """A run that has not begun. Weights in bfloat16 get float32 masters; frozen weights are left alone.
+
+        The model's modules keep less for their backward from then on.
+        """
+        keep_less(model)
         own = [p for p in model.parameters() if p.requires_grad]
         weights = [master_of(model, parameter) for parameter in own]
         return cls(model, weights, adamw(weights, optim), optim, total_steps)

@@ -67,26 +67,32 @@ def activation_bytes(model: Any, plan: PackedPlan) -> float:
     keys = float((totals_N.astype(float) ** 2).sum() / totals_N.sum()) / 2
     # The explicit products of a soft cap make their scores again in the backward, as fused kernels do.
     fused = model.device.type != "cpu" or bool(getattr(model.config, "attn_logit_softcapping", None))
-    return largest * activation_bytes_per_token(model.config, keys, model.dtype.itemsize, fused=fused)
+    inside = [name for name, _ in model.get_decoder().layers[0].named_children()]
+    return largest * activation_bytes_per_token(
+        model.config,
+        keys,
+        model.dtype.itemsize,
+        fused=fused,
+        norms=sum("norm" in name for name in inside),
+        head_norms=hasattr(model.get_decoder().layers[0].self_attn, "q_norm"),
+    )
 
 
-def activation_bytes_per_token(config: Any, keys: float, itemsize: int, *, fused: bool) -> float:
-    """Bytes that all layers keep for one token, without checkpointing.
+def activation_bytes_per_token(
+    config: Any, keys: float, itemsize: int, *, fused: bool, norms: int = 2, head_norms: bool = False
+) -> float:
+    """Bytes that all layers keep for one token, without checkpointing, after `simpo.activations.keep_less`.
 
     Of one layer, with h the width, i the inner width of the MLP, q and k the widths of all query and key heads, s bytes
-    of a number: two norms keep their float32 input and, for the linear layers, their output (2 (4h + 2sh)); attention
+    of a number: its norms keep their inputs (2sh, twice that in Gemma; where heads have norms, q and k too); attention
     its q, k, v and output (s (2q + 2k)), and its probabilities unless a fused kernel makes them again (s heads keys: an
-    upper bound, for long pairs make most of theirs again on a CPU too);
-    the MLP gate, silu(gate), up and their product (4si). Gemma's two further norms and norms of heads are left out:
-    they are a few per cent.
+    upper bound, for long pairs make most of theirs again on a CPU too); the MLP gate and up (2si).
     """
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     query, key = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
-    norms = 2 * (4 + 2 * itemsize) * config.hidden_size
-    attention = itemsize * (2 * query + 2 * key)
-    probabilities = 0.0 if fused else itemsize * config.num_attention_heads * keys
-    mlp = 4 * itemsize * config.intermediate_size
-    return float(config.num_hidden_layers * (norms + attention + probabilities + mlp))
+    kept = norms * config.hidden_size + (3 if head_norms else 2) * (query + key) + 2 * config.intermediate_size
+    probabilities = 0.0 if fused else config.num_attention_heads * keys
+    return float(config.num_hidden_layers * itemsize * (kept + probabilities))
 
 
 def free_bytes(device: torch.device) -> int | None:

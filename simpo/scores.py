@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simpo.activations import remaking
 from simpo.attention import PairLayout
 from simpo.errors import ConfigError
 from simpo.packing import MicroBatch
@@ -69,12 +70,13 @@ def hidden_rows(model: Any, batch: MicroBatch, embedded_1Th: Tensor | None = Non
     `embedded_1Th`: the tokens' embeddings, for a caller who wants the gradient by them; None: the model looks them up.
     """
     layout = PairLayout.of(batch, batch.input_ids_T.device)
-    output = model.get_decoder()(
-        **({"input_ids": batch.input_ids_T[None]} if embedded_1Th is None else {"inputs_embeds": embedded_1Th}),
-        position_ids=batch.position_ids_T[None],
-        use_cache=False,
-        pair_layout=layout,
-    )
+    with remaking():
+        output = model.get_decoder()(
+            **({"input_ids": batch.input_ids_T[None]} if embedded_1Th is None else {"inputs_embeds": embedded_1Th}),
+            position_ids=batch.position_ids_T[None],
+            use_cache=False,
+            pair_layout=layout,
+        )
     rows: Tensor = output.last_hidden_state[0][batch.source_S]
     return rows
 
