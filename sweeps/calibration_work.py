@@ -1,6 +1,7 @@
 """What the processes of a calibration do: prepare a sample of a sweep, then train and measure its first trial."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -71,8 +72,8 @@ def prepare_sample(values: dict[str, Any], place: str, steps: int) -> dict[str, 
 
 
 def time_trial(place: str, number: int, processes: int) -> dict[str, Any]:
-    """Train the first trial in step with the other processes; seconds of its steps but the first, of an answer, a pair
-    and a checkpoint."""
+    """Train the first trial in step with the other processes; seconds of its later steps, of an answer, a pair and a
+    checkpoint."""
     torch.set_num_threads(1)
     root = Path(place)
     bench = Workbench(place, str(root / "prepared"))
@@ -99,7 +100,7 @@ def time_trial(place: str, number: int, processes: int) -> dict[str, Any]:
         raise TrialFailed(f"the first trial fails ({outcome.reason if outcome else 'no end'}): look at its point")
     beside = updates[-1].seconds - sum(steps)
     return {
-        "steps": steps[1:],
+        "steps": steps[math.ceil(len(steps) / 3) :],
         "pair_s": pairs_s / len(rungs.pairs),
         "answer_s": max(0.0, whole_s - pairs_s) / max(1, len(rungs.prompts)),
         "save_s": max(0.0, beside - whole_s),

@@ -102,7 +102,7 @@ def test_the_command_plans_sweeps_and_comparisons(tmp_path: Path, capsys: pytest
 def test_a_calibration_times_the_sweeps_own_steps(tmp_path: Path) -> None:
     spec = tiny_spec(tiny_base(tmp_path / "base"), objective="win_rate")
     timings = calibrate(spec, steps=4)
-    assert len(timings.step_s) == 3 * timings.processes
+    assert len(timings.step_s) == 2 * timings.processes
     assert all(seconds > 0 for seconds in (*timings.step_s, timings.rung_s, timings.pair_s, timings.answer_s))
     assert timings.preparing_s == 0.0, "the base is there, and SimPO needs no reference"
     told = planned(spec, timings)
