@@ -25,6 +25,7 @@ from service.routes import (
     comparisons,
     datasets,
     deployments,
+    edits,
     evaluations,
     events,
     files,
@@ -107,7 +108,7 @@ def create_app(
     app.add_middleware(Gate, authenticator=Authenticator(store, clock), max_upload=settings.max_dataset_bytes)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(HTTPException, _http_error)
-    for router in (health.router, sweeps.sweeps, sweeps.runs, trials.sweeps, events.sweeps, events.runs):
+    for router in (health.router, sweeps.sweeps, sweeps.runs, trials.sweeps, edits.router, events.sweeps, events.runs):
         app.include_router(router)
     for router in (deployments.router, registry.router, evaluations.router, promotions.router, events.rest):
         app.include_router(router)

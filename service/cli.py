@@ -9,6 +9,7 @@ import typer
 
 from service.cli_data import PASSED_ON, doctor, score
 from service.cli_datasets import dataset_app
+from service.cli_edits import EDIT_COMMANDS
 from service.cli_models import chat, deploy_app
 from service.cli_promotions import model_app, promote, promotion_app
 from service.cli_quickstart import quickstart
@@ -72,6 +73,8 @@ def root(
     ctx.obj = Session(home=home, url=url, key=key, transport=transport)
 
 
+for name, edit_command in EDIT_COMMANDS.items():
+    sweep_app.command(name)(edit_command)
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(run_app, name="run")
 app.add_typer(dataset_app, name="dataset")

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from service.client_datasets import Datasets
+from service.client_edits import Edits
 from service.client_errors import ApiError, ServiceUnreachable, WaitTimeout, error_from_response
 from service.sse import ServerSentEvent, read_sse
 from service.states import TERMINAL
@@ -124,6 +125,11 @@ class Client:
     def datasets(self) -> Datasets:
         """Uploads, and what is done with them."""
         return Datasets(self._send, self._pages)
+
+    @property
+    def edits(self) -> Edits:
+        """Changes of a sweep that is on its way: pause, more budget, single trials."""
+        return Edits(self._post, self._call, self._pages, self._sleep, self._clock)
 
     def close(self) -> None:
         """Close the pooled connections."""

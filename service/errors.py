@@ -113,10 +113,18 @@ class Unavailable(ServiceError):
 
 _PAST: Mapping[str, str] = {
     "abort": "aborted",
+    "add_point": "given a point",
     "approve": "approved",
     "cancel": "cancelled",
+    "clone_trial": "asked to clone a trial",
     "delete": "deleted",
+    "extend": "extended",
+    "pause": "paused",
+    "resume": "resumed",
     "rollback": "rolled back",
+    "space": "given another space",
+    "stop": "stopped",
+    "stop_trial": "asked to stop a trial",
 }
 
 

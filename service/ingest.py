@@ -7,9 +7,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service import events
+from service import edits, events
 from service.models import Attempt, Sweep, Trial
 from service.states import TRIAL_OVER, TrialState
+from sweeps.control import APPLIED, REFUSED
 from sweeps.run_dir import Record
 
 _ENDINGS = {
@@ -49,6 +50,8 @@ def take_records(
             sweep.phase, sweep.progress = str(data.get("phase") or ""), _number(data.get("progress"))
         elif kind == "best.updated":
             sweep.best = data
+        elif kind in (APPLIED, REFUSED):
+            edits.take_answer(session, sweep.id, attempt.n, record, at)
         elif kind.startswith("trial.") and data.get("trial_id"):
             trials.apply(kind, data, attempt.n, at)
         attempt.journal_seq = record["seq"]

@@ -17,6 +17,7 @@ from service.errors import Conflict, NotFound, illegal_transition, invalid
 from service.ids import new_id, submission_id
 from service.models import COMPARISON, EVALUATION, Attempt, Deployment, Sweep, Trial
 from service.models_data import Dataset, DatasetUse
+from service.models_edits import SweepEdit
 from service.states import (
     DEPLOYMENT_MOVES,
     LIVE,
@@ -24,6 +25,7 @@ from service.states import (
     TRIAL_OVER,
     AttemptState,
     DeploymentState,
+    EditState,
     State,
     TrialState,
     allowed_verbs,
@@ -180,6 +182,9 @@ def move(session: Session, sweep: Sweep, new: State, reason: str, message: str, 
             .where(Trial.sweep_id == sweep.id, Trial.state.not_in(TRIAL_OVER))
             .values(state=TrialState.CANCELLED, reason=f"The {sweep.kind} ended first.", ended_at=now)
         )
+        late = {"state": EditState.REFUSED, "message": f"The {sweep.kind} ended first.", "answered_at": now}
+        unanswered = (SweepEdit.sweep_id == sweep.id) & (SweepEdit.state == EditState.PENDING)
+        session.execute(update(SweepEdit).where(unanswered).values(**late, version=SweepEdit.version + 1))
 
 
 def explain(sweep: Sweep, reason: str, message: str) -> None:

@@ -25,6 +25,8 @@ _PHASES = {
     "done": "Publishes the result.",
 }
 
+_AFTER_SEARCH = ("finals", "done")
+
 
 class Verdict(StrEnum):
     """What an attempt is, by the driver's own records first and by Ray's word last."""
@@ -133,8 +135,8 @@ def judge(sight: Sight, *, stale_s: float, hung_s: float) -> Verdict:
     return Verdict.WAIT
 
 
-def words(sight: Sight, phase: str | None, *, stale_s: float) -> tuple[str, str]:
-    """(reason, message) of an attempt that goes on."""
+def words(sight: Sight, phase: str | None, *, stale_s: float, paused: bool = False) -> tuple[str, str]:
+    """(reason, message) of an attempt that goes on. `paused`: by the newest edit that its driver has answered."""
     if not sight.ray_answers:
         return "RAY_UNREACHABLE", "Ray does not answer; what the driver writes is still read."
     if sight.gone:
@@ -142,6 +144,8 @@ def words(sight: Sight, phase: str | None, *, stale_s: float) -> tuple[str, str]
         return "DRIVER_GONE", f"Ray says {status}; lost if its heartbeat stands still for {stale_s:g} s."
     if not sight.started:
         return "STARTING", "Ray starts the driver."
+    if paused and phase not in _AFTER_SEARCH:
+        return "PAUSED", "No further trial starts and running ones hold, until somebody resumes it."
     return (phase or "running").upper(), _PHASES.get(phase or "", "Runs.")
 
 

@@ -40,6 +40,15 @@ class AttemptState(StrEnum):
     CANCELLED = "CANCELLED"
 
 
+class EditState(StrEnum):
+    """Of an edit of a sweep."""
+
+    PENDING = "pending"
+    """Nobody has answered it yet."""
+    APPLIED = "applied"
+    REFUSED = "refused"
+
+
 class DeploymentState(StrEnum):
     """Of a deployment. READY only after Serve was seen to say so."""
 

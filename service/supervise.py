@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service import events
+from service import edits, events
 from service.clock import Clock
 from service.cluster import JobInfo, Jobs, JobsError, driver_command, driver_env
 from service.ingest import note_checkpoints, take_records
@@ -56,18 +56,22 @@ class Supervisor:
         self._failpoint = failpoint
         self._watch = Watch(clock)
         self._pauses = Pauses(clock)
+        self._paused: frozenset[str] = frozenset()
 
     def step(self) -> bool:
         """Look at everything once. True when something ended, so that another look at once is worth it."""
         with self._store.read() as session:
             live = live_sweeps(session)
             unreleased = unreleased_attempts(session)
+            unwritten, self._paused = edits.open_edits(session)
         ended = False
         jobs: JobList = {}
         if unreleased or any(attempt is not None for _, attempt in live):
             jobs = self._list()
         for sweep, attempt in live:
             try:
+                if sweep.id in unwritten and sweep.desired == "RUN" and attempt and attempt.submitted_at:
+                    edits.publish(self._store, self._settings, self._clock, sweep.id, self._failpoint)
                 ended |= self._step_sweep(sweep, attempt, jobs)
             except (SimPOError, OSError, KeyError, TypeError, ValueError) as error:
                 # One unreadable run directory must not stop the others.
@@ -195,7 +199,8 @@ class Supervisor:
         if verdict == Verdict.HUNG:
             self._stop(attempt.submission_id)
         begins = sweep.state == State.PENDING and sight.started
-        same = (sweep.reason, sweep.message) == words(sight, sweep.phase, stale_s=stale_s)
+        paused = sweep.id in self._paused
+        same = (sweep.reason, sweep.message) == words(sight, sweep.phase, stale_s=stale_s, paused=paused)
         if verdict in (Verdict.WAIT, Verdict.HUNG) and not sight.records and not begins and same:
             return False
         late = self._late_records(sweep, attempt) if sight.records else []
@@ -219,7 +224,8 @@ class Supervisor:
             elif verdict in (Verdict.FAILED, Verdict.LOST):
                 self._restart_or_fail(session, row, fresh, sight, log_tail)
             else:
-                explain(row, *words(sight, row.phase, stale_s=stale_s))
+                paused = edits.is_paused(session, row.id)
+                explain(row, *words(sight, row.phase, stale_s=stale_s, paused=paused))
         self._failpoint("after_ingest")
         return verdict not in (Verdict.WAIT, Verdict.HUNG)
 

@@ -111,6 +111,15 @@ class RunDir:
                 _write_whole(self.control / f"{seq:08d}.json", text, exclusive=True)
                 return seq
 
+    def put_edit(self, seq: int, edit: Mapping[str, Any]) -> None:
+        """Publish an edit under a number given to it; the same again is fine, another one there is RunDirError."""
+        path = self.control / f"{seq:08d}.json"
+        try:
+            _write_whole(path, json.dumps(edit, allow_nan=False), exclusive=True)
+        except FileExistsError:
+            if _read_json(path) != dict(edit):
+                raise RunDirError(f"edit {seq} was made by somebody else: ask again", str(path)) from None
+
     def write_spec(self, spec: Mapping[str, Any]) -> None:
         """Write spec.json once; the same content again is fine, another is RunDirError."""
         if self.spec_path.exists():

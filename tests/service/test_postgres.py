@@ -1,5 +1,6 @@
 """The same service on PostgreSQL: a whole life, from POST to a deleted deployment."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,13 +24,22 @@ def test_a_whole_life(plane: Plane) -> None:
     plane.turn()
     driver = plane.drive(sweep_id).start()
     driver.create(0)
+    assert plane.client.post(f"/v1/sweeps/{sweep_id}/pause", headers={"idempotency-key": "p"}).status_code == 202
     plane.turn()
+    change = plane.settings.run_dir(sweep_id) / "control/00000001.json"
+    facts = {"seq": 1, "file": change.name, "action": "pause", "edit": json.loads(change.read_text())}
+    driver.attempt.append("control.applied", "paused", facts)
+    plane.turn()
+    assert plane.sweep(sweep_id)["reason"] == "PAUSED"
+    plane.client.post(f"/v1/sweeps/{sweep_id}/resume")
     plane.jobs.become(f"{sweep_id.replace('_', '-')}-a1", "FAILED")
     plane.turn(23)
     plane.drive(sweep_id, 2).start().search([0.5, 0.7]).finish(winner=1)
     plane.turn()
     shown = plane.sweep(sweep_id)
     assert (shown["state"], shown["attempt"], shown["trials"]) == ("SUCCEEDED", 2, {"SUCCEEDED": 2})
+    edits = plane.client.get(f"/v1/sweeps/{sweep_id}/edits").json()["data"]
+    assert [(edit["action"], edit["state"]) for edit in edits] == [("pause", "applied"), ("resume", "refused")]
     assert [trial["number"] for trial in plane.client.get(f"/v1/sweeps/{sweep_id}/trials").json()["data"]] == [0, 1]
     stream = plane.client.get(f"/v1/sweeps/{sweep_id}/events?stream=true").text
     assert stream.endswith("event: done\ndata: {}\n\n")

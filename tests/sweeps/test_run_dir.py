@@ -166,3 +166,13 @@ def test_after_a_failed_record_only_the_last_word_is_written(tmp_path: Path) -> 
     attempt.last_word("job.failed", "no space", {}, level="error")
     assert [record["type"] for record in read_journal(attempt)] == ["job.started", "job.failed"]
     assert not (attempt.path / RESERVE).exists(), "the space that was kept for it is free"
+
+
+def test_an_edit_under_a_given_number_is_written_once(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    for _ in range(2):
+        run.put_edit(3, {"action": "pause"})
+    with pytest.raises(RunDirError, match="edit 3 was made by somebody else"):
+        run.put_edit(3, {"action": "resume"})
+    assert run.add_edit({"action": "resume"}) == 4
+    assert json.loads((run.control / "00000003.json").read_text()) == {"action": "pause"}

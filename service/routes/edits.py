@@ -1,0 +1,168 @@
+"""Live control of a sweep: each POST stores an edit, which the driver of the moment applies or refuses."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from service.auth import Caller
+from service.context import CallerDep, Context, ContextDep, IdempotencyKey, bearer
+from service.edits import checked_edit, edit_id, edits_of, number_of, want_edit
+from service.errors import NotFound, invalid
+from service.idempotency import Answer
+from service.models_edits import SweepEdit
+from service.pages import PageQuery, etag, page, single
+from service.routes.sweeps import PROBLEMS, find
+from service.schemas import PageOf
+from service.schemas_edits import EditBody, EditOut, edit_json
+
+router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], dependencies=[bearer], responses=PROBLEMS)
+ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": EditOut, "description": "Stored: `state` tells more"}}
+
+
+class EditQuery(PageQuery):
+    """Of the list of edits; in order of number."""
+
+    order: Literal["asc", "desc"] = "asc"
+
+
+@router.post("/{sweep_id}/pause", status_code=202, responses=ACCEPTED)
+def pause_sweep(
+    request: Request,
+    sweep_id: str,
+    context: ContextDep,
+    caller: CallerDep,
+    body: EditBody | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Start no further trial and hold the running ones before their next step; the wall clock's budget stands still."""
+    return _ask(request, sweep_id, "pause", body, context, caller, idempotency_key)
+
+
+@router.post("/{sweep_id}/resume", status_code=202, responses=ACCEPTED)
+def resume_sweep(
+    request: Request,
+    sweep_id: str,
+    context: ContextDep,
+    caller: CallerDep,
+    body: EditBody | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Go on after a pause."""
+    return _ask(request, sweep_id, "resume", body, context, caller, idempotency_key)
+
+
+@router.post("/{sweep_id}/extend", status_code=202, responses=ACCEPTED)
+def extend_sweep(
+    request: Request,
+    sweep_id: str,
+    context: ContextDep,
+    caller: CallerDep,
+    body: EditBody,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Raise limits of the budget: `trials`, `wall_clock_s`, `total_steps`, `accelerator_hours`, each the new total."""
+    return _ask(request, sweep_id, "extend", body, context, caller, idempotency_key)
+
+
+@router.post("/{sweep_id}/space", status_code=202, responses=ACCEPTED)
+def change_space(
+    request: Request,
+    sweep_id: str,
+    context: ContextDep,
+    caller: CallerDep,
+    body: EditBody,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Other ranges, choices or constants for the named `axes`, for trials that nobody has asked yet."""
+    return _ask(request, sweep_id, "space", body, context, caller, idempotency_key)
+
+
+@router.post("/{sweep_id}/points", status_code=202, responses=ACCEPTED)
+def add_point(
+    request: Request,
+    sweep_id: str,
+    context: ContextDep,
+    caller: CallerDep,
+    body: EditBody,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Train the point `params` in the place of the next trial of the budget."""
+    return _ask(request, sweep_id, "add_point", body, context, caller, idempotency_key)
+
+
+@router.post("/{sweep_id}/trials/{trial_id}/stop", status_code=202, responses=ACCEPTED)
+def stop_trial(
+    request: Request,
+    sweep_id: str,
+    trial_id: str,
+    context: ContextDep,
+    caller: CallerDep,
+    body: EditBody | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """End one running trial before its next step, as PRUNED."""
+    return _ask(request, sweep_id, "stop_trial", body, context, caller, idempotency_key, trial_id)
+
+
+@router.post("/{sweep_id}/trials/{trial_id}/clone", status_code=202, responses=ACCEPTED)
+def clone_trial(
+    request: Request,
+    sweep_id: str,
+    trial_id: str,
+    context: ContextDep,
+    caller: CallerDep,
+    body: EditBody | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Train a trial's point once more, with `params` changed, in the place of the next trial of the budget."""
+    return _ask(request, sweep_id, "clone_trial", body, context, caller, idempotency_key, trial_id)
+
+
+@router.get("/{sweep_id}/edits", responses={200: {"model": PageOf[EditOut]}})
+def list_edits(request: Request, sweep_id: str, context: ContextDep, query: Annotated[EditQuery, Query()]) -> Response:
+    """What people asked of a sweep, in the order of its numbers, with the driver's answers."""
+    after = number_of(query.after) if query.after is not None else 0
+    if after is None:
+        raise invalid([("/after", "must be the id of an edit, like edt_00000042")])
+    with context.store.read() as session:
+        find(session, "sweep", sweep_id)
+        found = edits_of(session, sweep_id, after=after, limit=query.size + 1, order=query.order)
+    return page(request, [edit_json(row) for row in found], query)
+
+
+@router.get("/{sweep_id}/edits/{edit}", responses={200: {"model": EditOut}})
+def get_edit(request: Request, sweep_id: str, edit: str, context: ContextDep) -> Response:
+    """One edit."""
+    number = number_of(edit)
+    with context.store.read() as session:
+        find(session, "sweep", sweep_id)
+        row = None if number is None else session.get(SweepEdit, (sweep_id, number))
+    if row is None:
+        raise NotFound(f"There is no edit {edit} of {sweep_id}.")
+    return single(request, edit_json(row), row.version)
+
+
+def _ask(
+    request: Request,
+    sweep_id: str,
+    action: str,
+    body: EditBody | None,
+    context: Context,
+    caller: Caller,
+    key: str | None,
+    trial_id: str | None = None,
+) -> Response:
+    given = body.root if body is not None else {}
+    wanted = checked_edit(action, given, trial_id)
+
+    def effect(session: Session, now: datetime) -> Answer:
+        row = want_edit(session, sweep_id, wanted, caller, now)
+        headers = {"location": f"/v1/sweeps/{sweep_id}/edits/{edit_id(row.number)}", "etag": etag(row.version)}
+        return Answer(status=202, body=edit_json(row), headers=headers)
+
+    response = context.posts.run(request.url.path, given, key, caller, effect)
+    context.reconciler.wake()
+    return response
