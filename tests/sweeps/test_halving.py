@@ -14,7 +14,11 @@ from tests.sweeps.toy_search import asks_of, search_spec, searched, trained
 
 pytestmark = pytest.mark.quick
 
-HALVING: dict[str, Any] = {"scheduler": {"type": "halving", "rungs": [0.11, 0.33]}, "space": {}, "budget": {"trials": 16, "steps": 100}}
+HALVING: dict[str, Any] = {
+    "scheduler": {"type": "halving", "rungs": [0.11, 0.33]},
+    "space": {},
+    "budget": {"trials": 16, "steps": 100},
+}
 
 
 def test_at_each_rung_the_best_third_goes_on_from_its_own_checkpoint() -> None:
