@@ -7,6 +7,7 @@ from typing import Annotated
 import httpx
 import typer
 
+from service.cli_comparisons import comparison_app
 from service.cli_data import PASSED_ON, doctor, score
 from service.cli_datasets import dataset_app
 from service.cli_edits import EDIT_COMMANDS
@@ -62,6 +63,7 @@ def root(
     Upload it:             simpo dataset upload pairs.jsonl
     Start the service:     simpo up
     Search:                simpo sweep create -f sweep.yaml --watch
+    Compare methods:       simpo comparison create -f both.yaml --watch
     Put the winner online: simpo deploy create winner --sweep my-sweep
     Promote by evidence:   simpo promote my-sweep --model chat
     Talk to it:            simpo chat winner "Add 3 and 4."
@@ -77,6 +79,7 @@ for name, edit_command in EDIT_COMMANDS.items():
     sweep_app.command(name)(edit_command)
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(run_app, name="run")
+app.add_typer(comparison_app, name="comparison")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(promotion_app, name="promotion")

@@ -152,8 +152,10 @@ def take_answer(session: Session, sweep_id: str, attempt: int, record: Record, a
         row = SweepEdit(sweep_id=sweep_id, number=number, action=action, edit=edit or {}, actor=events.DRIVER)
         row.state, row.created_at = EditState.PENDING, at
         session.add(row)
-    elif row.state != EditState.PENDING or (row.action, edit or row.edit) != (action, row.edit):
-        return  # answered before, or another edit's number: `publish` says so
+    elif row.state != EditState.PENDING:
+        return  # the first answer counts
+    elif row.written_at is None and (row.action, edit or row.edit) != (action, row.edit):
+        return  # the file of that number was somebody else's: `publish` says so
     applied = record["type"] == APPLIED
     row.state = EditState.APPLIED if applied else EditState.REFUSED
     row.message = record["message"] if applied else str(data.get("message") or record["message"])
