@@ -158,7 +158,8 @@ def take_answer(session: Session, sweep_id: str, attempt: int, record: Record, a
         return  # the file of that number was somebody else's: `publish` says so
     applied = record["type"] == APPLIED
     row.state = EditState.APPLIED if applied else EditState.REFUSED
-    row.message = record["message"] if applied else str(data.get("message") or record["message"])
+    said = record["message"] if applied else str(data.get("message") or record["message"])
+    row.message = said.removeprefix(f"edit {number}: ")
     row.field = None if applied else data.get("field")
     row.trial_id = data.get("trial_id") or row.trial_id
     row.attempt, row.answered_at, row.written_at = attempt, at, row.written_at or at

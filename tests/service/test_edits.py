@@ -63,7 +63,7 @@ def test_pause_and_resume_from_wish_to_answer(plane: Plane) -> None:
     answer(driver.attempt, 1, "pause")
     plane.turn()
     (told,) = edits(plane, sweep_id)
-    assert (told["state"], told["message"], told["attempt"]) == ("applied", "edit 1: pause", 1)
+    assert (told["state"], told["message"], told["attempt"]) == ("applied", "pause", 1)
     assert told["answered_at"] and told["id"] == wished["id"]
     shown = plane.sweep(sweep_id)
     assert (shown["state"], shown["reason"]) == ("RUNNING", "PAUSED")
