@@ -79,6 +79,10 @@ def _walk(home: Path, model: Path) -> None:
     sweep = curl.post("/v1/sweeps", spec, *key)
     assert sweep["state"] == "PENDING", sweep
     path = f"/v1/sweeps/{sweep['id']}"
+    assert curl.post(f"{path}/pause", {})["state"] == "pending"
+    until(lambda: curl.get(path)["reason"] == "PAUSED", timeout_s=90)
+    assert curl.post(f"{path}/resume", {})["number"] == 2
+    until(lambda: [edit["state"] for edit in curl.get(f"{path}/edits")["data"]] == ["applied"] * 2, timeout_s=90)
     until(lambda: "trial.created" in curl.text(f"{path}/events?limit=200"), timeout_s=90)
 
     os.kill(json.loads((home / "stack.json").read_text())["api"]["pid"], signal.SIGKILL)
