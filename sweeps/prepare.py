@@ -108,9 +108,7 @@ def prepare(
         adapted_layers(model, spec.train.lora)  # a wrong name is told now, not by every trial
     cost = ReferenceCost()
     if objective.needs_reference:
-        reference = reference_of(
-            model, plan, mismatched=objective.needs_kl_batch, store=references, seed=spec.seed
-        )
+        reference = reference_of(model, plan, mismatched=objective.needs_kl_batch, store=references, seed=spec.seed)
         reference.save(directory / "reference.safetensors")
         cost = reference.cost
     facts = replace(facts, reference=cost.as_dict(), warnings=list(cost.warnings))
