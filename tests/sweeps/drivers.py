@@ -1,13 +1,16 @@
 """A sweep's driver in a process of its own, which a test may kill."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import psutil
 
 from sweeps.run_dir import RunDir, read_journal
 
@@ -41,3 +44,31 @@ def wait_for(run: RunDir, kind: str, count: int, timeout_s: float = 300.0) -> No
             return
         time.sleep(0.1)
     raise AssertionError(f"no {count} x {kind} within {timeout_s} s: {read_journal(run.attempt(1))[-1:]}")
+
+
+def leftovers(family: Sequence[psutil.Process], timeout_s: float = 120.0) -> list[str]:
+    """Names of the processes of a killed driver that do not end by themselves; whatever is left is killed.
+
+    Ray's two agents do end, but first they try for a minute to tell the dead GCS why: they are not waited for.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (stubborn := [name for name in map(_name, family) if name and not name.startswith(AGENTS)]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.1)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    return stubborn
+
+
+AGENTS = ("ray::DashboardA", "ray::RuntimeEnv")
+"""As far as Linux keeps a process's name."""
+
+
+def _name(process: psutil.Process) -> str:
+    """Empty once it has ended."""
+    try:
+        return "" if process.status() == psutil.STATUS_ZOMBIE else process.name()
+    except psutil.NoSuchProcess:
+        return ""

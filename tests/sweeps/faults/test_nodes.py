@@ -19,7 +19,7 @@ import pytest
 
 from sweeps.driver import run_attempt
 from sweeps.run_dir import RunDir, read_journal, read_result
-from tests.sweeps.drivers import Driver, wait_for
+from tests.sweeps.drivers import Driver, leftovers, wait_for
 from tests.sweeps.faults.invariants import ENDS, check
 
 pytestmark = pytest.mark.ray
@@ -59,10 +59,7 @@ def test_the_head_dies_and_a_new_attempt_goes_on_with_a_fresh_ray(run: RunDir, u
         (head,) = [process for process in family if process.name() == "gcs_server"]
         head.send_signal(signal.SIGKILL)
         assert driver.wait(timeout=120) != 0, "a driver without a head must not stay"
-        _, alive = psutil.wait_procs(family, timeout=60)
-        assert {process.name() for process in alive} <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-        for process in alive:
-            process.kill()
+        assert leftovers(family) == []
     assert read_result(run.attempt(1)) is None
     result = run_attempt(run)
     assert result["attempt"] == 2
