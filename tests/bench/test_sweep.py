@@ -33,7 +33,14 @@ def test_readme_shows_the_recorded_sweep() -> None:
 def _figures(**seconds: float) -> dict[str, Any]:
     def arm(name: str) -> dict[str, Any]:
         accuracy = {"estimate": 0.6, "low": 0.55, "high": 0.65}
-        return {"seconds": seconds[name], "steps": 80, "accuracy": accuracy, "fixed_s": 0.1, "overhead": 0.01}
+        return {
+            "seconds": seconds[name],
+            "steps": 80,
+            "accuracy": accuracy,
+            "fixed_s": 0.1,
+            "overhead": 0.01,
+            "finals_s": 9.0,
+        }
 
     return {"arms": {name: arm(name) for name in ("halving", "fifo", "tune-asha", "tune-fifo")}}
 
