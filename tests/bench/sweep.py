@@ -185,9 +185,8 @@ def _factors(arms: dict[str, dict[str, Any]]) -> str:
     fifo = arms["fifo"]
     return (
         f"\nThe step and the warm processes: {step:.1f}x. Early stopping: {stopping:.1f}x. A further trial in a warm "
-        f"process "
-        f"costs {fifo['fixed_s']:.2f} s beside its training; the engine takes {fifo['overhead']:.1%} of the search. Measuring "
-        f"the winner and the base afterwards took {arms['halving']['finals_s']:.0f} s.\n"
+        f"process costs {fifo['fixed_s']:.2f} s beside its training; the engine takes {fifo['overhead']:.1%} of the "
+        f"search. Measuring the winner and the base afterwards took {arms['halving']['finals_s']:.0f} s.\n"
     )
 
 
