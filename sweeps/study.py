@@ -297,7 +297,7 @@ class Study:
 
     def _generation(self, number: int) -> int:
         """From 0; that of the next one's first trial where nobody knows yet how many it has."""
-        return min(bisect_right(self._starts, number) - 1, len(self._starts) - 1) if in_generations(self.spec) else 0
+        return bisect_right(self._starts, number) - 1 if in_generations(self.spec) else 0
 
     def _descendants(self) -> Iterator[tuple[int, Heir]]:
         for start, generation in zip(self._starts[1:], self._heirs, strict=False):

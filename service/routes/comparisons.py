@@ -5,8 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from pydantic import GetJsonSchemaHandler, RootModel
-from sqlalchemy import select
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session
 from starlette.responses import JSONResponse, Response
 
 from service import rows
@@ -15,11 +14,10 @@ from service.datasets import located
 from service.idempotency import Answer
 from service.models import COMPARISON, Sweep
 from service.orders import comparison_order, plan_of
-from service.pages import PageQuery, etag, page, single, states_in
-from service.routes.sweeps import PROBLEMS, CreateQuery, find
+from service.pages import etag, page, single
+from service.routes.sweeps import PROBLEMS, CreateQuery, SweepQuery, cancelled, find, listed
 from service.schemas import Json, PageOf
 from service.schemas_comparisons import ComparisonOut, comparison_json
-from service.states import State
 from sweeps.comparison_spec import ComparisonSpec
 
 router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"], dependencies=[bearer], responses=PROBLEMS)
@@ -31,13 +29,6 @@ class ComparisonBody(RootModel[Json]):
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: object, handler: GetJsonSchemaHandler) -> Json:
         return handler(ComparisonSpec.__pydantic_core_schema__)
-
-
-class ComparisonQuery(PageQuery):
-    """Filters of the list."""
-
-    state: str | None = None
-    name: str | None = None
 
 
 @router.post("", status_code=202, responses={202: {"model": ComparisonOut}})
@@ -67,18 +58,10 @@ def create_comparison(
 
 
 @router.get("", responses={200: {"model": PageOf[ComparisonOut]}})
-def list_comparisons(request: Request, context: ContextDep, query: Annotated[ComparisonQuery, Query()]) -> Response:
+def list_comparisons(request: Request, context: ContextDep, query: Annotated[SweepQuery, Query()]) -> Response:
     """Comparisons, newest first."""
-    wanted = select(Sweep).where(Sweep.kind == COMPARISON).options(defer(Sweep.result), defer(Sweep.plan))
-    if query.state is not None:
-        wanted = wanted.where(Sweep.state.in_(states_in(query.state, State)))
-    if query.name is not None:
-        wanted = wanted.where(Sweep.name == query.name)
-    down = query.order == "desc"
-    if query.after is not None:
-        wanted = wanted.where(Sweep.id < query.after if down else Sweep.id > query.after)
     with context.store.read() as session:
-        found = session.scalars(wanted.order_by(Sweep.id.desc() if down else Sweep.id).limit(query.size + 1)).all()
+        found = listed(session, COMPARISON, query)
     return page(request, [comparison_json(row, whole=False) for row in found], query)
 
 
@@ -100,11 +83,7 @@ def cancel_comparison(
 ) -> Response:
     """Ask for its end. What its methods have found so far stays in the run directory."""
 
-    def effect(session: Session, now: datetime) -> Answer:
-        row = rows.want_cancel(session, COMPARISON, comparison_id, caller, now)
-        session.flush()
-        return Answer(status=202, body=comparison_json(row, whole=False), headers={"etag": etag(row.version)})
+    def shown(session: Session, row: Sweep) -> Json:
+        return comparison_json(row, whole=False)
 
-    response = context.posts.run(request.url.path, None, idempotency_key, caller, effect)
-    context.reconciler.wake()
-    return response
+    return cancelled(request, COMPARISON, comparison_id, context, caller, idempotency_key, shown)

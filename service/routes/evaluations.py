@@ -4,8 +4,7 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
-from sqlalchemy import select
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from service import registry, rows
@@ -14,21 +13,13 @@ from service.errors import Conflict
 from service.evaluations import Contender, evaluation_order, gate_of, gate_on
 from service.idempotency import Answer
 from service.models import EVALUATION, Sweep
-from service.pages import PageQuery, etag, page, single, states_in
-from service.routes.sweeps import PROBLEMS, find
-from service.schemas import PageOf
+from service.pages import etag, page, single
+from service.routes.sweeps import PROBLEMS, SweepQuery, cancelled, find, listed
+from service.schemas import Json, PageOf
 from service.schemas_registry import EvaluationIn, EvaluationOut, evaluation_json
-from service.states import State
 from service.winners import Chosen, chosen
 
 router = APIRouter(prefix="/v1/evaluations", tags=["evaluations"], dependencies=[bearer], responses=PROBLEMS)
-
-
-class EvaluationQuery(PageQuery):
-    """Filters of the list."""
-
-    state: str | None = None
-    name: str | None = None
 
 
 @router.post("", status_code=202, responses={202: {"model": EvaluationOut}})
@@ -59,18 +50,10 @@ def create_evaluation(
 
 
 @router.get("", responses={200: {"model": PageOf[EvaluationOut]}})
-def list_evaluations(request: Request, context: ContextDep, query: Annotated[EvaluationQuery, Query()]) -> Response:
+def list_evaluations(request: Request, context: ContextDep, query: Annotated[SweepQuery, Query()]) -> Response:
     """Evaluations, newest first."""
-    wanted = select(Sweep).where(Sweep.kind == EVALUATION).options(defer(Sweep.result), defer(Sweep.plan))
-    if query.state is not None:
-        wanted = wanted.where(Sweep.state.in_(states_in(query.state, State)))
-    if query.name is not None:
-        wanted = wanted.where(Sweep.name == query.name)
-    down = query.order == "desc"
-    if query.after is not None:
-        wanted = wanted.where(Sweep.id < query.after if down else Sweep.id > query.after)
     with context.store.read() as session:
-        found = session.scalars(wanted.order_by(Sweep.id.desc() if down else Sweep.id).limit(query.size + 1)).all()
+        found = listed(session, EVALUATION, query)
     return page(request, [evaluation_json(row, whole=False) for row in found], query)
 
 
@@ -92,14 +75,10 @@ def cancel_evaluation(
 ) -> Response:
     """Ask for its end. A promotion that waits for it fails."""
 
-    def effect(session: Session, now: datetime) -> Answer:
-        row = rows.want_cancel(session, EVALUATION, evaluation_id, caller, now)
-        session.flush()
-        return Answer(status=202, body=evaluation_json(row, whole=False), headers={"etag": etag(row.version)})
+    def shown(session: Session, row: Sweep) -> Json:
+        return evaluation_json(row, whole=False)
 
-    response = context.posts.run(request.url.path, None, idempotency_key, caller, effect)
-    context.reconciler.wake()
-    return response
+    return cancelled(request, EVALUATION, evaluation_id, context, caller, idempotency_key, shown)
 
 
 def _champion(session: Session, reference: str) -> Contender:

@@ -1,6 +1,6 @@
 """Sweeps and runs: one set of routes, because a run is the one-point sweep."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from service.models import Sweep
 from service.orders import Lookup, plan_of, run_order, sweep_order
 from service.pages import PageQuery, etag, page, single, states_in
 from service.rows import Order
-from service.schemas import PageOf, Problem, RunBody, SweepBody, SweepOut, sweep_json
+from service.schemas import Json, PageOf, Problem, RunBody, SweepBody, SweepOut, sweep_json
 from service.states import State
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {"4XX": {"model": Problem}, "5XX": {"model": Problem}}
@@ -40,7 +40,7 @@ class CreateQuery(BaseModel):
 
 
 class SweepQuery(PageQuery):
-    """Filters of the lists of sweeps and runs."""
+    """Filters of the lists of everything that is a Ray job."""
 
     state: str | None = None
     """E.g. RUNNING; several with commas."""
@@ -121,6 +121,40 @@ def find(session: Session, kind: str, sweep_id: str) -> Sweep:
     return row
 
 
+def listed(session: Session, kind: str, query: SweepQuery) -> Sequence[Sweep]:
+    """A page of the rows of that kind and one more, without results and plans. Raises a 422 for an unknown state."""
+    wanted = select(Sweep).where(Sweep.kind == kind).options(defer(Sweep.result), defer(Sweep.plan))
+    if query.state is not None:
+        wanted = wanted.where(Sweep.state.in_(states_in(query.state, State)))
+    if query.name is not None:
+        wanted = wanted.where(Sweep.name == query.name)
+    down = query.order == "desc"
+    if query.after is not None:
+        wanted = wanted.where(Sweep.id < query.after if down else Sweep.id > query.after)
+    return session.scalars(wanted.order_by(Sweep.id.desc() if down else Sweep.id).limit(query.size + 1)).all()
+
+
+def cancelled(
+    request: Request,
+    kind: str,
+    sweep_id: str,
+    context: Context,
+    caller: Caller,
+    key: str | None,
+    shown: Callable[[Session, Sweep], Json],
+) -> Response:
+    """Ask for the end of a row of that kind; `shown` is the answer's body."""
+
+    def effect(session: Session, now: datetime) -> Answer:
+        row = rows.want_cancel(session, kind, sweep_id, caller, now)
+        session.flush()
+        return Answer(status=202, body=shown(session, row), headers={"etag": etag(row.version)})
+
+    response = context.posts.run(request.url.path, None, key, caller, effect)
+    context.reconciler.wake()
+    return response
+
+
 def _create(
     request: Request,
     parse: Callable[[Mapping[str, Any], Lookup], Order],
@@ -148,16 +182,8 @@ def _create(
 
 
 def _list(request: Request, kind: str, context: Context, query: SweepQuery) -> Response:
-    wanted = select(Sweep).where(Sweep.kind == kind).options(defer(Sweep.result), defer(Sweep.plan))
-    if query.state is not None:
-        wanted = wanted.where(Sweep.state.in_(states_in(query.state, State)))
-    if query.name is not None:
-        wanted = wanted.where(Sweep.name == query.name)
-    if query.after is not None:
-        wanted = wanted.where(Sweep.id < query.after if query.order == "desc" else Sweep.id > query.after)
-    wanted = wanted.order_by(Sweep.id.desc() if query.order == "desc" else Sweep.id).limit(query.size + 1)
     with context.store.read() as session:
-        found = session.scalars(wanted).all()
+        found = listed(session, kind, query)
         counts = rows.trial_counts(session, (row.id for row in found))
     return page(request, [sweep_json(row, counts.get(row.id, {}), whole=False) for row in found], query)
 
@@ -172,13 +198,7 @@ def _get(request: Request, kind: str, sweep_id: str, context: Context) -> Respon
 def _cancel(
     request: Request, kind: str, sweep_id: str, context: Context, caller: Caller, key: str | None
 ) -> Response:
-    def effect(session: Session, now: datetime) -> Answer:
-        row = rows.want_cancel(session, kind, sweep_id, caller, now)
-        session.flush()
-        counts = rows.trial_counts(session, [sweep_id])
-        body = sweep_json(row, counts.get(sweep_id, {}), whole=False)
-        return Answer(status=202, body=body, headers={"etag": etag(row.version)})
+    def shown(session: Session, row: Sweep) -> Json:
+        return sweep_json(row, rows.trial_counts(session, [sweep_id]).get(sweep_id, {}), whole=False)
 
-    response = context.posts.run(request.url.path, None, key, caller, effect)
-    context.reconciler.wake()
-    return response
+    return cancelled(request, kind, sweep_id, context, caller, key, shown)

@@ -69,8 +69,8 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-def llama(shape: Shape, device: str = "cpu") -> Any:
-    """A random Llama of this shape, float32, made on the device."""
+def llama(shape: Shape, device: str = "cpu", **tokens: int) -> Any:
+    """A random Llama of this shape, float32, made on the device. tokens: bos_token_id and the like."""
     import torch  # noqa: PLC0415  # lazy: --help stays quick
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415  # lazy: as above
 
@@ -84,6 +84,7 @@ def llama(shape: Shape, device: str = "cpu") -> Any:
         vocab_size=shape.vocabulary,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
+        **tokens,
     )
     with torch.device(device):
         return LlamaForCausalLM(config)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.lengths import SHAPES
+from tests.bench.step import llama
 from tests.house import REPO
 
 DATA = REPO.parent / "shared" / "data" / "preferences"
@@ -143,23 +144,6 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _save_base(directory: Path, tokenizer: Any) -> None:
-    import torch  # noqa: PLC0415  # lazy: as above
-    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415  # lazy: as above
-
-    shape = SHAPES["30M"]
-    config = LlamaConfig(
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        intermediate_size=shape.mlp,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        vocab_size=shape.vocabulary,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(directory)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    llama(SHAPES["30M"], **ids).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
