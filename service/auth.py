@@ -12,8 +12,8 @@ from sqlalchemy import select, update
 
 from service.clock import Clock, SystemClock
 from service.ids import new_id
-from service.models import ApiKey
-from service.scopes import SCOPES
+from service.models import DEFAULT_PROJECT, ApiKey
+from service.scopes import ROLES, SCOPES, held
 from service.store import Store, rows_changed
 from simpo.errors import ConfigError
 
@@ -33,18 +33,30 @@ class Caller:
     """Name the key was given."""
     scopes: frozenset[str] | None = None
     """What the key may do; None: everything."""
+    project: str = DEFAULT_PROJECT
+    """Id of the project that it sees and changes."""
+    role: str | None = None
+    """One of `service.scopes.ROLES`; None: its scopes are its own."""
 
 
 def create_key(
-    store: Store, name: str, *, scopes: Collection[str] | None = None, clock: Clock | None = None
+    store: Store,
+    name: str,
+    *,
+    scopes: Collection[str] | None = None,
+    role: str | None = None,
+    project: str = DEFAULT_PROJECT,
+    clock: Clock | None = None,
 ) -> str:
-    """Make a key and return it. It is readable this once: only its hash is stored. `scopes` None: all of them.
+    """Make a key and return it. It is readable this once: only its hash is stored.
 
-    Raises ConfigError for a scope that there is not.
+    `scopes` None: all of the role's; without a role, everything. Raises ConfigError for an unknown scope or role.
     """
     if unknown := sorted(set(scopes or ()) - set(SCOPES)):
         raise ConfigError(f"unknown scope {unknown[0]!r}: use some of {', '.join(SCOPES)}", "scopes")
-    held = None if scopes is None else sorted(scopes)
+    if role is not None and role not in ROLES:
+        raise ConfigError(f"unknown role {role!r}: use one of {', '.join(ROLES)}", "role")
+    kept = None if scopes is None else sorted(scopes)
     key = PREFIX + secrets.token_urlsafe(32)
     now = (clock or SystemClock()).now()
     with store.write() as session:
@@ -54,7 +66,9 @@ def create_key(
                 name=name,
                 prefix=key[:_VISIBLE],
                 hash=_hash(key),
-                scopes=held,
+                scopes=kept,
+                role=role,
+                project=project,
                 created_at=now,
             )
         )
@@ -102,7 +116,8 @@ class Authenticator:
         # The index found it by hash, which tells an attacker nothing about the key; the last word is constant-time.
         if row is None or not hmac.compare_digest(row.hash, digest):
             return None
-        return Caller(key_id=row.id, name=row.name, scopes=None if row.scopes is None else frozenset(row.scopes))
+        scopes = held(row.role, row.scopes)
+        return Caller(key_id=row.id, name=row.name, scopes=scopes, project=row.project, role=row.role)
 
 
 def _hash(key: str) -> str:

@@ -50,15 +50,17 @@ def create_dataset(
 
     Raises Conflict (409): the bytes are known under another name, or the name belongs to other bytes.
     """
-    same = session.scalar(_live().where(Dataset.sha256 == received.sha256).with_for_update())
+    mine = _live().where(Dataset.project == caller.project)
+    same = session.scalar(mine.where(Dataset.sha256 == received.sha256).with_for_update())
     if same is not None:
         if name is not None and same.name != name:
             raise _taken(f"These bytes are {same.id}, named {same.name!r}: use that one.", "dataset_exists", same.id)
         return same, False
-    if name is not None and (other := session.scalar(_live().where(Dataset.name == name))) is not None:
+    if name is not None and (other := session.scalar(mine.where(Dataset.name == name))) is not None:
         raise _taken(f"The name {name!r} belongs to {other.id}: choose another name.", "name_taken", other.id)
     row = Dataset(
         id=new_id("dst", now),
+        project=caller.project,
         name=name,
         filename=filename,
         created_by=caller.key_id,

@@ -21,6 +21,7 @@ class Parent(Protocol):
     """A row that has a history."""
 
     id: Any
+    project: Any
     event_seq: Any
 
 
@@ -42,6 +43,7 @@ def append(
     session.add(
         Event(
             parent_id=parent.id,
+            project=parent.project,
             seq=parent.event_seq,
             type=kind,
             level=level,

@@ -22,10 +22,10 @@ def follow_aliases(store: Store, clock: Clock) -> bool:
     """Point every following deployment at the version its alias names. True when one was moved."""
     following = (Deployment.follows.is_not(None)) & (Deployment.desired == "SERVE")
     with store.read() as session:
-        wanted = select(Deployment.id, Deployment.follows, Deployment.model_version).where(following)
+        known = select(Deployment.id, Deployment.project, Deployment.follows, Deployment.model_version)
         behind = []
-        for deployment_id, follows, n in session.execute(wanted).all():
-            target = registry.followed(session, str(follows))
+        for deployment_id, project, follows, n in session.execute(known.where(following)).all():
+            target = registry.followed(session, project, str(follows))
             if target is not None and target.version.n != n:
                 behind.append(deployment_id)
     moved = [_move(store, clock, deployment_id) for deployment_id in behind]
@@ -35,8 +35,10 @@ def follow_aliases(store: Store, clock: Clock) -> bool:
 def _move(store: Store, clock: Clock, deployment_id: str) -> bool:
     with store.write() as session:
         row = session.scalar(select(Deployment).where(Deployment.id == deployment_id).with_for_update())
-        target = None if row is None or row.desired != "SERVE" else registry.followed(session, str(row.follows))
-        if row is None or target is None or target.version.n == row.model_version:
+        if row is None or row.desired != "SERVE":
+            return False
+        target = registry.followed(session, row.project, str(row.follows))
+        if target is None or target.version.n == row.model_version:
             return False
         version = target.version
         if not (Path(version.model_path) / "config.json").is_file():

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import Authenticator
 from service.errors import Forbidden, ServiceError, TooLarge, Unauthorized, as_service_error, render
-from service.scopes import scope_of
+from service.scopes import allows, scope_of
 from service.uploads import too_large
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Gate:
                 "Send `Authorization: Bearer <API key>` with a key of this service.",
                 headers={"www-authenticate": "Bearer"},
             )
-        if caller.scopes is not None and not caller.scopes & {needed, "admin"}:
+        if not allows(caller.scopes, needed):
             raise Forbidden(f"This key lacks the scope {needed!r}: use a key that has it.", facts={"scope": needed})
         return caller
 

@@ -12,6 +12,8 @@ EVALUATION = "eval"
 """Kind of the rows of `sweeps` that are evaluations."""
 COMPARISON = "cmp"
 """Kind of the rows of `sweeps` that are comparisons of methods."""
+DEFAULT_PROJECT = "default"
+"""Id and name of the project that there is from the beginning: of a single person, and of rows older than projects."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -44,7 +46,13 @@ class Base(DeclarativeBase):
     }
 
 
-class Sweep(Base):
+class Owned:
+    """A row of one project. Nobody outside it sees it: `service.tenancy` narrows every query of a request by this."""
+
+    project: Mapped[str] = mapped_column(String(40), server_default=DEFAULT_PROJECT)
+
+
+class Sweep(Owned, Base):
     """A sweep, or a run: the one-point sweep."""
 
     __tablename__ = "sweeps"
@@ -52,6 +60,7 @@ class Sweep(Base):
         # The name of a failed or cancelled one is free again: correcting a path must not cost the name.
         Index(
             "uq_sweeps_live_name",
+            "project",
             "kind",
             "name",
             unique=True,
@@ -59,6 +68,7 @@ class Sweep(Base):
             postgresql_where=text("state NOT IN ('FAILED', 'CANCELLED')"),
         ),
         Index("ix_sweeps_state", "state"),
+        Index("ix_sweeps_project", "project", "kind", "id"),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -162,8 +172,8 @@ class Trial(Base):
     ended_at: Mapped[datetime | None]
 
 
-class Event(Base):
-    """What happened, append-only: the history that people watch, and the audit log."""
+class Event(Owned, Base):
+    """What happened, append-only: the history that people watch."""
 
     __tablename__ = "events"
     __table_args__ = (UniqueConstraint("parent_id", "attempt", "journal_seq", name="uq_events_journal"),)
@@ -183,13 +193,14 @@ class Event(Base):
     created_at: Mapped[datetime]
 
 
-class Deployment(Base):
+class Deployment(Owned, Base):
     """A named model behind Ray Serve."""
 
     __tablename__ = "deployments"
     __table_args__ = (
         Index(
             "uq_deployments_live_name",
+            "project",
             "name",
             unique=True,
             sqlite_where=text("state <> 'DELETED'"),
@@ -240,10 +251,11 @@ class IdempotentAnswer(Base):
     created_at: Mapped[datetime] = mapped_column(index=True)
 
 
-class ApiKey(Base):
+class ApiKey(Owned, Base):
     """A key at rest is its SHA-256: 256 random bits need no slow hash."""
 
     __tablename__ = "api_keys"
+    __table_args__ = (Index("uq_api_keys_previous_hash", "previous_hash", unique=True),)
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     name: Mapped[str]
@@ -251,9 +263,20 @@ class ApiKey(Base):
     """The visible beginning, to tell keys apart."""
     hash: Mapped[str] = mapped_column(String(64), unique=True)
     scopes: Mapped[list[str] | None]
-    """What it may do (`service.scopes`); null: everything."""
+    """What it may do (`service.scopes`); null: what its role may."""
+    role: Mapped[str | None] = mapped_column(String(16))
+    """One of `service.scopes.ROLES`; null: its scopes say it all, and where these are null too, everything."""
+    created_by: Mapped[str | None] = mapped_column(String(40))
+    """Id of the key that made it; null: somebody at the machine."""
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    """To the minute."""
+    previous_hash: Mapped[str | None] = mapped_column(String(64))
+    """Of the secret before the newest rotation."""
+    previous_until: Mapped[datetime | None]
+    """As long as that one still opens."""
 
 
 class Lease(Base):

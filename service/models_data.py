@@ -6,17 +6,18 @@ from typing import Any
 from sqlalchemy import BigInteger, ForeignKey, Index, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.models import Base
+from service.models import Base, Owned
 
 
-class Dataset(Base):
+class Dataset(Owned, Base):
     """Preference rows that somebody uploaded. The file lies under the store and never changes."""
 
     __tablename__ = "datasets"
     __table_args__ = (
-        # The same bytes are the same dataset, until it is deleted.
+        # Within a project the same bytes are the same dataset, until it is deleted.
         Index(
             "uq_datasets_live_sha256",
+            "project",
             "sha256",
             unique=True,
             sqlite_where=text("state <> 'DELETED'"),
@@ -24,6 +25,7 @@ class Dataset(Base):
         ),
         Index(
             "uq_datasets_live_name",
+            "project",
             "name",
             unique=True,
             sqlite_where=text("state <> 'DELETED'"),
@@ -79,7 +81,7 @@ class DatasetUse(Base):
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
 
 
-class FineTuningJob(Base):
+class FineTuningJob(Owned, Base):
     """What the OpenAI-shaped route was asked for, around the sweep or run that does it."""
 
     __tablename__ = "fine_tuning_jobs"

@@ -3,19 +3,20 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, String, text
+from sqlalchemy import ForeignKey, Index, String, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.models import Base
+from service.models import Base, Owned
 
 
-class RegistryModel(Base):
+class RegistryModel(Owned, Base):
     """A name that colleagues know, behind which versions change."""
 
     __tablename__ = "registry_models"
+    __table_args__ = (UniqueConstraint("project", "name", name="uq_registry_models_name"),)
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
-    name: Mapped[str] = mapped_column(String(63), unique=True)
+    name: Mapped[str] = mapped_column(String(63))
     created_by: Mapped[str]
     versions: Mapped[int] = mapped_column(default=0)
     """How many there are: they count from 1."""
@@ -57,7 +58,7 @@ class ModelAlias(Base):
     """Id of the promotion."""
 
 
-class Promotion(Base):
+class Promotion(Owned, Base):
     """A wish that a version take the champion's place, and how far it has come."""
 
     __tablename__ = "promotions"

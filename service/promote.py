@@ -28,7 +28,6 @@ from sweeps.gates import Decision, decide
 
 log = logging.getLogger(__name__)
 
-_OURSELVES = Caller(key_id=events.RECONCILER, name=events.RECONCILER)
 _EVENTS = {"PASS": "gate.passed", "FAIL": "gate.failed", "INCONCLUSIVE": "gate.inconclusive"}
 
 
@@ -96,7 +95,8 @@ class Promoter:
             row.gate,
         )
         now = self._clock.now()
-        evaluation = rows.create_sweep(session, order, _OURSELVES, now)
+        ourselves = Caller(key_id=events.RECONCILER, name=events.RECONCILER, project=row.project)
+        evaluation = rows.create_sweep(session, order, ourselves, now)
         row.evaluation_id = evaluation.id
         self._to(session, row, PromotionState.RUNNING, "EVALUATING", "The evaluation waits for its turn.")
         facts = {"evaluation": evaluation.id, "against": order.spec["against"], "reference": order.spec["reference"]}

@@ -58,6 +58,7 @@ def create_promotion(
         raise Conflict(f"Version {version.n} of {model.name} is in production already.", code="already_in_production")
     row = Promotion(
         id=new_id("prm", now),
+        project=caller.project,
         model_id=model.id,
         n=version.n,
         champion=champion,

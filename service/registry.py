@@ -40,10 +40,17 @@ def model_named(session: Session, name: str) -> RegistryModel:
 
 def model_for(session: Session, name: str, caller: Caller, now: datetime) -> RegistryModel:
     """The model of that name, locked; made where there is none."""
-    row = session.scalar(select(RegistryModel).where(RegistryModel.name == name).with_for_update())
+    mine = (RegistryModel.project == caller.project) & (RegistryModel.name == name)
+    row = session.scalar(select(RegistryModel).where(mine).with_for_update())
     if row is None:
         row = RegistryModel(
-            id=new_id("mdl", now), name=name, created_by=caller.key_id, versions=0, event_seq=0, created_at=now
+            id=new_id("mdl", now),
+            project=caller.project,
+            name=name,
+            created_by=caller.key_id,
+            versions=0,
+            event_seq=0,
+            created_at=now,
         )
         session.add(row)
         events.append(session, row, "model.created", f"Model {name}.", {"name": name}, now=now, actor=caller.key_id)
@@ -114,8 +121,8 @@ def moved_words(facts: dict[str, Any]) -> str:
     return f"{facts['model']}@{facts['alias']} moved{before} to version {facts['to']}."
 
 
-def followed(session: Session, reference: str) -> Followed | None:
-    """Where `name@alias` points; None while it points nowhere. Raises Invalid (422) for anything else."""
+def followed(session: Session, project: str, reference: str) -> Followed | None:
+    """Where a project's `name@alias` points; None while it points nowhere. Raises Invalid (422) for anything else."""
     name, at, alias = reference.partition("@")
     if not at or alias not in ALIASES:
         raise invalid([("/model", f"must be the name of a registered model and an alias, e.g. {name}@production")])
@@ -123,7 +130,7 @@ def followed(session: Session, reference: str) -> Followed | None:
         select(ModelVersion, ModelAlias.moved_by)
         .join(RegistryModel, RegistryModel.id == ModelVersion.model_id)
         .join(ModelAlias, (ModelAlias.model_id == ModelVersion.model_id) & (ModelAlias.n == ModelVersion.n))
-        .where(RegistryModel.name == name, ModelAlias.alias == alias)
+        .where(RegistryModel.project == project, RegistryModel.name == name, ModelAlias.alias == alias)
     )
     found = session.execute(joined).first()
     return None if found is None else Followed(version=found[0], moved_by=found[1])

@@ -52,11 +52,11 @@ class Order:
     """train, eval -> id of the uploaded dataset behind it, where it is one."""
 
 
-def check_name(session: Session, order: Order) -> None:
+def check_name(session: Session, order: Order, project: str) -> None:
     """Raises Conflict (409) when a live one has the name; a failed or cancelled one's is free."""
     free_again = ("FAILED", "CANCELLED")
-    taken = select(Sweep.id).where(Sweep.kind == order.kind, Sweep.name == order.name, Sweep.state.not_in(free_again))
-    if existing := session.scalar(taken):
+    same = (Sweep.project == project) & (Sweep.kind == order.kind) & (Sweep.name == order.name)
+    if existing := session.scalar(select(Sweep.id).where(same, Sweep.state.not_in(free_again))):
         raise name_taken(order.kind, order.name, existing)
 
 
@@ -67,11 +67,12 @@ def create_sweep(
 
     `validating`: it waits until somebody moves it to PENDING.
     """
-    check_name(session, order)
+    check_name(session, order, caller.project)
     for role, dataset_id in order.datasets.items():
-        _hold_dataset(session, dataset_id, role)
+        _hold_dataset(session, dataset_id, role, caller.project)
     sweep = Sweep(
         id=new_id(PREFIXES[order.kind], now),
+        project=caller.project,
         kind=order.kind,
         name=order.name,
         created_by=caller.key_id,
@@ -94,9 +95,10 @@ def create_sweep(
     return sweep
 
 
-def _hold_dataset(session: Session, dataset_id: str, role: str) -> None:
+def _hold_dataset(session: Session, dataset_id: str, role: str, project: str) -> None:
     """Lock a dataset, so that it is not deleted between the look at it and this sweep. Raises Invalid (422)."""
-    found = session.scalar(select(Dataset).where(Dataset.id == dataset_id).with_for_update())
+    wanted = select(Dataset).where(Dataset.id == dataset_id, Dataset.project == project)
+    found = session.scalar(wanted.with_for_update())
     if found is None or found.state == "DELETED":
         raise invalid([(f"/dataset/{role}", f"there is no dataset {dataset_id}")])
 
@@ -223,11 +225,14 @@ def trial_counts(session: Session, sweep_ids: Iterable[str]) -> dict[str, dict[s
     return counts
 
 
-def new_deployment(name: str, source: Mapping[str, Any], created_by: str, now: datetime) -> Deployment:
+def new_deployment(
+    name: str, source: Mapping[str, Any], created_by: str, now: datetime, *, project: str
+) -> Deployment:
     """A wish to serve, to be added. `source`: the columns that say what."""
     first = {"state": DeploymentState.PENDING, "reason": "QUEUED", "message": "Waits for Serve."}
     return Deployment(
         id=new_id("dep", now),
+        project=project,
         name=name,
         created_by=created_by,
         revision=1,

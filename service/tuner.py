@@ -105,7 +105,7 @@ class Tuner:
             self._fail(job, error.code, error.detail, None)
             return
         source = {"sweep_id": sweep.id, "checkpoint": WINNER, "model_path": path}
-        deployment = rows.new_deployment(job.fine_tuned_model, source, job.created_by, now)
+        deployment = rows.new_deployment(job.fine_tuned_model, source, job.created_by, now, project=job.project)
         session.add(deployment)
         facts = {"name": deployment.name, "sweep": sweep.id, "checkpoint": WINNER, "model": None}
         events.append(session, deployment, "deployment.requested", "Accepted.", facts, now=now, actor=job.created_by)

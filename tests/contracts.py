@@ -7,7 +7,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
@@ -21,8 +23,10 @@ from service.errors import Conflict, Invalid
 from service.idempotency import Answer, Posts
 from service.models import Attempt, Base, Event, Sweep
 from service.models_data import Dataset, FineTuningJob
+from service.models_people import Project
+from service.models_registry import ModelVersion, RegistryModel
 from service.states import AttemptState, State
-from service.store import Store
+from service.store import MIGRATIONS, Store
 from tests.fakes import FakeClock
 
 NOW = datetime(2026, 9, 1, 9, 30, 0, 123000, tzinfo=UTC)
@@ -42,6 +46,33 @@ class StoreContract:
         with store.read() as session:
             context = MigrationContext.configure(session.connection())
             assert compare_metadata(context, Base.metadata) == []
+
+    def test_what_was_there_before_projects_is_in_the_default_one(self, store: Store) -> None:
+        old = "INSERT INTO registry_models (id, name, created_by, versions, version, event_seq, created_at) "
+        with store.write() as session:
+            sweep = rows.create_sweep(session, order(), CALLER, NOW)
+        _to_revision(store, "0004")
+        with store.write() as session:
+            session.execute(text(old + "VALUES ('mdl_1', 'chat', 'key_1', 1, 1, 0, '2026-09-01 09:30:00')"))
+            child = "INSERT INTO model_versions (model_id, n, sweep_id, checkpoint, model_path, created_by, created_at)"
+            values = f"VALUES ('mdl_1', 1, '{sweep.id}', 'base', '/m', 'key_1', '2026-09-01 09:30:00')"
+            session.execute(text(f"{child} {values}"))
+        store.migrate()
+        with store.read() as session:
+            assert session.get_one(Project, "default").name == "default"
+            assert session.get_one(RegistryModel, "mdl_1").project == "default"
+            assert session.get_one(ModelVersion, ("mdl_1", 1)).sweep_id == sweep.id
+            assert session.get_one(Sweep, sweep.id).project == "default"
+
+    def test_names_and_bytes_are_unique_within_a_project(self, store: Store) -> None:
+        for project in ("default", "prj_2"):
+            with store.write() as session:
+                rows.create_sweep(session, order(), replace(CALLER, project=project), NOW)
+                session.add(_dataset(f"dst_{project}", project=project))
+                session.add(_model(f"mdl_{project}", project=project))
+        assert _number_of(store, Sweep) == 2
+        with pytest.raises(IntegrityError), store.write() as session:
+            session.add(_model("mdl_3", project="prj_2"))
 
     def test_times_come_back_aware_and_in_utc(self, store: Store) -> None:
         local = NOW.astimezone(timezone(timedelta(hours=5)))
@@ -262,9 +293,23 @@ class JobsContract:
         assert info.status == "STOPPED"
 
 
-def _dataset(id: str) -> Dataset:
+def _to_revision(store: Store, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, revision)
+
+
+def _model(id: str, *, project: str) -> RegistryModel:
+    first = {"created_by": "key_1", "versions": 0, "event_seq": 0, "created_at": NOW}
+    return RegistryModel(id=id, project=project, name="chat", **first)
+
+
+def _dataset(id: str, *, project: str = "default") -> Dataset:
     return Dataset(
         id=id,
+        project=project,
         filename="rows.jsonl",
         created_by="key_1",
         sha256="0" * 64,

@@ -44,7 +44,7 @@ def create_comparison(
     with context.store.read() as session:
         order = comparison_order(body.root, lambda dataset_id: located(session, context.settings, dataset_id))
         if query.validate_only:
-            rows.check_name(session, order)
+            rows.check_name(session, order, caller.project)
             return JSONResponse(plan_of(order))
 
     def effect(session: Session, now: datetime) -> Answer:

@@ -41,11 +41,11 @@ def create_deployment(
     """Ask for a checkpoint behind a name. READY says that it answers."""
 
     def effect(session: Session, now: datetime) -> Answer:
-        source = _source(session, context.settings, body)
+        source = _source(session, context.settings, body, caller.project)
         taken = select(Deployment.id).where(Deployment.name == body.name, Deployment.state != DeploymentState.DELETED)
         if existing := session.scalar(taken):
             raise rows.name_taken("deployment", body.name, existing)
-        row = rows.new_deployment(body.name, source, caller.key_id, now)
+        row = rows.new_deployment(body.name, source, caller.key_id, now, project=caller.project)
         session.add(row)
         facts = {"name": row.name, "sweep": row.sweep_id, "checkpoint": row.checkpoint, "model": row.follows}
         events.append(session, row, "deployment.requested", "Accepted.", facts, now=now, actor=caller.key_id)
@@ -103,7 +103,7 @@ def delete_deployment(request: Request, deployment_id: str, context: ContextDep,
     return JSONResponse(deployment_json(row), 200, {"etag": etag(row.version)})
 
 
-def _source(session: Session, settings: Settings, body: DeploymentIn) -> dict[str, Any]:
+def _source(session: Session, settings: Settings, body: DeploymentIn, project: str) -> dict[str, Any]:
     """The columns that say what is served. Raises Invalid (422), Conflict (409)."""
     if (body.sweep is None) == (body.model is None):
         raise invalid([("/sweep", "name either a sweep, or a model as MODEL@production")])
@@ -112,7 +112,7 @@ def _source(session: Session, settings: Settings, body: DeploymentIn) -> dict[st
         return {"sweep_id": body.sweep, "checkpoint": body.checkpoint, "model_path": path}
     if "checkpoint" in body.model_fields_set:
         raise invalid([("/checkpoint", "is for a sweep: what a model serves is where its alias points")])
-    target = registry.followed(session, str(body.model))
+    target = registry.followed(session, project, str(body.model))
     if target is None:
         raise Conflict(f"{body.model} points nowhere yet: promote a version first.", code="alias_not_set")
     version = target.version

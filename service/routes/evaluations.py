@@ -37,7 +37,7 @@ def create_evaluation(
         found = chosen(session, context.settings, body.sweep, body.checkpoint)
         sweep = session.get_one(Sweep, body.sweep)
         candidate = Contender(chosen=found, label=f"{sweep.name}, {found.checkpoint}")
-        champion = None if body.against is None else _champion(session, body.against)
+        champion = None if body.against is None else _champion(session, caller.project, body.against)
         written = gate_on(gate, sweep)
         order = evaluation_order(session, context.settings, body.name, candidate, champion, written.model_dump())
         row = rows.create_sweep(session, order, caller, now)
@@ -81,8 +81,8 @@ def cancel_evaluation(
     return cancelled(request, EVALUATION, evaluation_id, context, caller, idempotency_key, shown)
 
 
-def _champion(session: Session, reference: str) -> Contender:
-    target = registry.followed(session, reference)
+def _champion(session: Session, project: str, reference: str) -> Contender:
+    target = registry.followed(session, project, reference)
     if target is None:
         raise Conflict(f"{reference} points nowhere yet: promote a version first.", code="alias_not_set")
     version = target.version

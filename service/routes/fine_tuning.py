@@ -60,6 +60,7 @@ def create_job(
         _have_looked_at(session, training, held_out, settled.order.plan["base_model"], caller, now)
         job = FineTuningJob(
             id=name,
+            project=caller.project,
             sweep_id=sweep.id,
             created_by=caller.key_id,
             model=body.model,

@@ -168,7 +168,7 @@ def _create(
         order = parse(body, lambda dataset_id: located(session, context.settings, dataset_id))
     if validate_only:
         with context.store.read() as session:
-            rows.check_name(session, order)
+            rows.check_name(session, order, caller.project)
             return JSONResponse({**plan_of(order), "hours": hours_of(session, order)})
 
     def effect(session: Session, now: datetime) -> Answer:
