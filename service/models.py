@@ -16,6 +16,10 @@ DEFAULT_PROJECT = "default"
 """Id and name of the project that there is from the beginning: of a single person, and of rows older than projects."""
 
 
+NAME_IS_TAKEN = text("sweeps.state NOT IN ('FAILED', 'CANCELLED')")
+"""In the words of the index `uq_sweeps_live_name`: a partial index serves only queries that repeat its condition."""
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """Aware UTC in Python; SQLite, which knows no zones, stores it without one."""
 
@@ -76,6 +80,12 @@ class Sweep(Owned, Base):
     """sweep, run, eval or cmp: evaluations and comparisons are submitted, watched and fenced like a search."""
     name: Mapped[str] = mapped_column(String(63))
     created_by: Mapped[str]
+    priority: Mapped[int] = mapped_column(server_default="0")
+    """Before others of its project: -1, 0 or 1 (`service.admission.PRIORITIES`)."""
+    slots: Mapped[int] = mapped_column(server_default="1")
+    """Trials that it may train at once: what it takes of the project's quota."""
+    hours_asked: Mapped[float | None]
+    """Accelerator-hours of its budget, of all methods for a comparison; null: no limit of its own."""
     spec: Mapped[dict[str, Any]]
     """As asked for: a SweepSpec or a RunSpec."""
     plan: Mapped[dict[str, Any]]
@@ -148,7 +158,10 @@ class Trial(Base):
     """One point of the search space, as the driver's journal told."""
 
     __tablename__ = "trials"
-    __table_args__ = (Index("ix_trials_number", "sweep_id", "number"),)
+    __table_args__ = (
+        Index("ix_trials_number", "sweep_id", "number"),
+        Index("ix_trials_state", "sweep_id", "state"),
+    )
 
     sweep_id: Mapped[str] = mapped_column(ForeignKey("sweeps.id"), primary_key=True)
     trial_id: Mapped[str] = mapped_column(String(63), primary_key=True)

@@ -15,7 +15,7 @@ from service import events
 from service.auth import Caller
 from service.errors import Conflict, NotFound, illegal_transition, invalid
 from service.ids import new_id, submission_id
-from service.models import COMPARISON, EVALUATION, Attempt, Deployment, Sweep, Trial
+from service.models import COMPARISON, EVALUATION, NAME_IS_TAKEN, Attempt, Deployment, Sweep, Trial
 from service.models_data import Dataset, DatasetUse
 from service.models_edits import SweepEdit
 from service.states import (
@@ -54,9 +54,8 @@ class Order:
 
 def check_name(session: Session, order: Order, project: str) -> None:
     """Raises Conflict (409) when a live one has the name; a failed or cancelled one's is free."""
-    free_again = ("FAILED", "CANCELLED")
     same = (Sweep.project == project) & (Sweep.kind == order.kind) & (Sweep.name == order.name)
-    if existing := session.scalar(select(Sweep.id).where(same, Sweep.state.not_in(free_again))):
+    if existing := session.scalar(select(Sweep.id).where(same, NAME_IS_TAKEN)):
         raise name_taken(order.kind, order.name, existing)
 
 
