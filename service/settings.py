@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 from urllib.parse import urlsplit
 
 from simpo.errors import ConfigError
@@ -57,6 +57,24 @@ class Settings:
     """Custom Ray resource of the nodes that may run drivers; unset: the head."""
     driver_stop_s: int = _env("SIMPO_DRIVER_STOP_S", 15)
     """Seconds a stopped driver has to write its last records before Ray kills it."""
+    project_sweeps: int | None = _env("SIMPO_PROJECT_SWEEPS", None)
+    """Sweeps and runs of one project at once, where its quotas say nothing else; unset: max_running_sweeps alone."""
+    project_trials: int | None = _env("SIMPO_PROJECT_TRIALS", None)
+    """Trials of one project at once, likewise."""
+    project_hours: float | None = _env("SIMPO_PROJECT_HOURS", None)
+    """Accelerator-hours of one project, likewise."""
+    project_hours_period: str = _env("SIMPO_PROJECT_HOURS_PERIOD", "month")
+    """What they are counted over: month (of the calendar, UTC) or total."""
+    oidc_issuer: str | None = _env("SIMPO_OIDC_ISSUER", None)
+    """Take signed tokens of this OIDC issuer beside API keys: an https URL, exactly as in the tokens' `iss`."""
+    oidc_audience: str | None = _env("SIMPO_OIDC_AUDIENCE", None)
+    """What the tokens' `aud` must name."""
+    oidc_jwks_url: str | None = _env("SIMPO_OIDC_JWKS_URL", None)
+    """Where the issuer's keys are; unset: where its discovery document says."""
+    oidc_project_claim: str = _env("SIMPO_OIDC_PROJECT_CLAIM", "simpo_project")
+    """Claim with the project's name or id; with dots a way into objects."""
+    oidc_role_claim: str = _env("SIMPO_OIDC_ROLE_CLAIM", "simpo_role")
+    """Claim with the role, or with a list that holds one."""
     public_judges: bool = _env("SIMPO_PUBLIC_JUDGES", False)
     """Send judges' requests to public addresses alone, and keys only where <NAME>_URL says: for specs of strangers."""
     max_dataset_bytes: int = _env("SIMPO_MAX_DATASET_BYTES", 1 << 30)
@@ -81,6 +99,18 @@ class Settings:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"must be at least 1, not {getattr(self, name)}", variable_of(name))
+        for name in ("project_sweeps", "project_trials", "project_hours"):
+            limit = getattr(self, name)
+            if limit is not None and not limit >= (0 if name == "project_hours" else 1):
+                raise ConfigError(f"must not be {limit}: unset it for no limit", variable_of(name))
+        period = self.project_hours_period
+        if period not in ("month", "total"):
+            raise ConfigError(f"must be month or total, not {period!r}", variable_of("project_hours_period"))
+        for name in ("oidc_issuer", "oidc_jwks_url"):
+            check_https(getattr(self, name), variable_of(name))
+        if (self.oidc_issuer is None) != (self.oidc_audience is None):
+            missing = "oidc_audience" if self.oidc_audience is None else "oidc_issuer"
+            raise ConfigError("must be set too: issuer and audience go together", variable_of(missing))
         if not 0 <= self.bind_port < 65536:
             raise ConfigError(f"must be a port number, not {self.bind_port}", variable_of("bind_port"))
 
@@ -123,10 +153,18 @@ def variable_of(name: str) -> str:
     return next(str(item.metadata["env"]) for item in fields(Settings) if item.name == name)
 
 
+def check_https(url: str | None, field: str) -> None:
+    """Raises ConfigError for anything but None or an https URL with a host."""
+    parts = urlsplit(url or "https://none")
+    if parts.scheme != "https" or not parts.hostname or parts.query or parts.fragment:
+        raise ConfigError(f"must look like https://host/path, not {url!r}", field)
+
+
 _BOOLS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
 def _parse(variable: str, text: str, kind: Any) -> Any:
+    kind = next((each for each in get_args(kind) if each is not type(None)), kind)  # int of int | None
     if kind is bool:
         if text.lower() not in _BOOLS:
             raise ConfigError(f"must be 1 or 0, not {text!r}", variable)

@@ -29,6 +29,15 @@ EVERYTHING = Settings(
     driver_resource="driver",
     driver_stop_s=60,
     public_judges=True,
+    project_sweeps=2,
+    project_trials=8,
+    project_hours=100.5,
+    project_hours_period="total",
+    oidc_issuer="https://login.example/realms/a",
+    oidc_audience="simpo",
+    oidc_jwks_url="https://login.example/keys",
+    oidc_project_claim="project",
+    oidc_role_claim="realm_access.roles",
 )
 
 
@@ -62,6 +71,11 @@ def test_every_setting_has_its_own_variable_and_a_sentence() -> None:
         ("SIMPO_MAX_RUNNING_SWEEPS", "0"),
         ("SIMPO_RAY_JOBS_URL", "ray:8265"),
         ("SIMPO_SERVE_URL", "ftp://serve"),
+        ("SIMPO_PROJECT_SWEEPS", "0"),
+        ("SIMPO_PROJECT_HOURS", "-1"),
+        ("SIMPO_PROJECT_HOURS_PERIOD", "week"),
+        ("SIMPO_OIDC_ISSUER", "http://login.example"),
+        ("SIMPO_OIDC_JWKS_URL", "http://127.0.0.1/keys"),
         ("SIMPO_DATABASE_URL", "mysql://u:pw@h/d"),
     ],
 )
@@ -69,6 +83,11 @@ def test_a_value_that_cannot_be_honoured_is_refused_by_name(variable: str, value
     with pytest.raises(ConfigError, match=variable) as caught:
         Settings.from_env({variable: value})
     assert "pw" not in str(caught.value)
+
+
+def test_an_issuer_needs_an_audience() -> None:
+    with pytest.raises(ConfigError, match="SIMPO_OIDC_AUDIENCE"):
+        Settings.from_env({"SIMPO_OIDC_ISSUER": "https://login.example"})
 
 
 def test_no_secret_is_shown() -> None:
