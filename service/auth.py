@@ -93,15 +93,13 @@ class Authenticator:
 
     def caller(self, authorization: str | None) -> Caller | None:
         """The owner of `Authorization: Bearer <key>`; None for a missing, malformed, unknown or revoked one."""
-        scheme, _, key = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not key.startswith(PREFIX):
+        digest = _digest(authorization)
+        if digest is None:
             return None
-        digest = _hash(key)
-        now = self._clock.monotonic()
-        with self._lock:
-            caller, until = self._known.get(digest, (None, 0.0))
-        if caller is not None and now < until:
+        caller = self._recall(digest)
+        if caller is not None:
             return caller
+        now = self._clock.monotonic()
         caller = self._look_up(digest)
         if caller is not None:
             with self._lock:
@@ -109,6 +107,17 @@ class Authenticator:
                     self._known.clear()
                 self._known[digest] = (caller, now + _REMEMBERED_S)
         return caller
+
+    def remembered(self, authorization: str | None) -> Caller | None:
+        """The owner, where no query is needed to know: the event loop may ask this itself."""
+        digest = _digest(authorization)
+        return None if digest is None else self._recall(digest)
+
+    def _recall(self, digest: str) -> Caller | None:
+        now = self._clock.monotonic()
+        with self._lock:
+            caller, until = self._known.get(digest, (None, 0.0))
+        return caller if now < until else None
 
     def _look_up(self, digest: str) -> Caller | None:
         with self._store.read() as session:
@@ -118,6 +127,12 @@ class Authenticator:
             return None
         scopes = held(row.role, row.scopes)
         return Caller(key_id=row.id, name=row.name, scopes=scopes, project=row.project, role=row.role)
+
+
+def _digest(authorization: str | None) -> str | None:
+    """What a key is known by; None where there is none of ours."""
+    scheme, _, key = (authorization or "").partition(" ")
+    return _hash(key) if scheme.lower() == "bearer" and key.startswith(PREFIX) else None
 
 
 def _hash(key: str) -> str:

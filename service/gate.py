@@ -6,11 +6,14 @@ Default deny by construction: what is not on the short list below needs a key, w
 import logging
 import re
 import secrets
+from collections.abc import Callable
 
+from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.audit import Asked, plain_path
 from service.auth import Authenticator
 from service.errors import Forbidden, ServiceError, TooLarge, Unauthorized, as_service_error, render
 from service.scopes import allows, scope_of
@@ -29,11 +32,18 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 class Gate:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, authenticator: Authenticator, max_upload: int = MAX_BODY) -> None:
-        """`max_upload`: bytes of a file."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        authenticator: Authenticator,
+        max_upload: int = MAX_BODY,
+        refused: Callable[[Asked], None] = lambda asked: None,
+    ) -> None:
+        """`max_upload`: bytes of a file. `refused`: told of requests that lack a right."""
         self._app = app
         self._authenticator = authenticator
         self._max_upload = max_upload
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,7 +65,7 @@ class Gate:
 
         try:
             if scope["path"] not in OPEN_PATHS:
-                scope["state"]["caller"] = await self._admit(headers, scope_of(scope["method"], scope["path"]))
+                await self._admit(scope, headers)
             if scope["method"] == "POST" and scope["path"] in UPLOADS:
                 body = self._upload(headers, receive)
             else:
@@ -63,6 +73,8 @@ class Gate:
             await self._app(scope, body, send_with_id)
         except Exception as error:
             answer = as_service_error(error)
+            if answer.status == 403:
+                await run_in_threadpool(self._note, scope)
             if answer.status >= 500:
                 # What we raise ourselves explains itself; the rest needs its traceback.
                 trace = None if isinstance(error, ServiceError) else error
@@ -87,16 +99,32 @@ class Gate:
 
         return counted
 
-    async def _admit(self, headers: Headers, needed: str) -> object:
-        caller = await run_in_threadpool(self._authenticator.caller, headers.get("authorization"))
+    async def _admit(self, scope: Scope, headers: Headers) -> None:
+        given = headers.get("authorization")
+        caller = self._authenticator.remembered(given) or await run_in_threadpool(self._authenticator.caller, given)
         if caller is None:
             raise Unauthorized(
                 "Send `Authorization: Bearer <API key>` with a key of this service.",
                 headers={"www-authenticate": "Bearer"},
             )
+        needed = scope_of(scope["method"], scope["path"])
+        scope["state"] |= {"caller": caller, "scope": needed}
         if not allows(caller.scopes, needed):
             raise Forbidden(f"This key lacks the scope {needed!r}: use a key that has it.", facts={"scope": needed})
-        return caller
+
+    def _note(self, scope: Scope) -> None:
+        state, path = scope["state"], scope["path"]
+        asked = Asked(
+            caller=state["caller"],
+            scope=state["scope"],
+            action=f"{scope['method']} {plain_path(path)}",
+            named=tuple(path.split("/")[3:4]),
+            request_id=state["request_id"],
+        )
+        try:
+            self._refused(asked)
+        except DBAPIError as error:
+            log.error("%s: a refusal could not be noted: %s", state["request_id"], type(error).__name__)
 
 
 def _request_id(given: str | None) -> str:

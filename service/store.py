@@ -3,16 +3,21 @@
 Reading and writing are short transactions; none is held over a file or a network call.
 """
 
+import copy
+import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from pydantic_core import from_json
 from sqlalchemy import Connection, create_engine, event, insert, text, update
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
@@ -20,11 +25,14 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from service.models import Lease
+from service.tenancy import PROJECT, RECORDER, ProjectSession
 from simpo.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+_SQLITE_POOL = {"pool_size": 40, "max_overflow": 10}  # kept: as many as requests have threads
+_SERVER_POOL = {"pool_size": 10, "max_overflow": 20, "pool_pre_ping": True}
 _ADVISORY_LOCK = 0x51A90  # any number, the same in every process of the service
 
 
@@ -41,16 +49,23 @@ class Store:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite:
             patience = {"timeout": busy_timeout_s, "check_same_thread": False}
-            self._engine = create_engine(self.url, connect_args=patience, hide_parameters=True)
-            _prepare_sqlite(self._engine, self.url)
+            kind: dict[str, Any] = {"connect_args": patience, **_SQLITE_POOL}
+            self._turn: AbstractContextManager[object] = _Turn(busy_timeout_s)
         else:
-            self._engine = create_engine(
-                self.url, pool_pre_ping=True, pool_size=10, max_overflow=20, hide_parameters=True
-            )
+            kind = dict(_SERVER_POOL)
+            self._turn = nullcontext()
         # hide_parameters: what people store stays out of error texts and logs.
-        self._read = sessionmaker(self._engine, expire_on_commit=False)
+        self._engine = create_engine(self.url, hide_parameters=True, json_deserializer=_parsed, **kind)
+        if self.is_sqlite:
+            _prepare_sqlite(self._engine, self.url)
+        self._read: sessionmaker[Session] | _Within = sessionmaker(self._engine, expire_on_commit=False)
         # SQLite: a writer says so at BEGIN. A reader that turns into a writer cannot wait, it fails at once.
+        self._write: sessionmaker[Session] | _Within
         self._write = sessionmaker(self._engine.execution_options(writes=True), expire_on_commit=False)
+        self._committed: Callable[[dict[Any, Any]], None] = lambda info: None
+        writing = self._engine.execution_options(writes=True)
+        self._project_read = sessionmaker(self._engine, class_=ProjectSession, expire_on_commit=False)
+        self._project_write = sessionmaker(writing, class_=ProjectSession, expire_on_commit=False)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -61,8 +76,25 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction that commits at the end of the block and rolls back on an exception."""
-        with self._write.begin() as session:
+        with self._turn, self._write.begin() as session:
             yield session
+        self._committed(session.info)
+
+    def within(self, project: str, recorder: object | None = None) -> "Store":
+        """The same database as one project sees and changes it (`service.tenancy`). `recorder` notes what is changed."""
+        narrowed = copy.copy(self)
+        info = {PROJECT: project, RECORDER: recorder}
+        narrowed._read = _Within(self._project_read, info)
+        narrowed._write = _Within(self._project_write, info)
+        return narrowed
+
+    def watch(self, committed: Callable[[dict[Any, Any]], None], failed: Callable[[str], None]) -> None:
+        """Tell of every committed write (the session's `info`), and of statements that failed (the error's name)."""
+        self._committed = committed
+
+        @event.listens_for(self._engine, "handle_error")
+        def _on_error(context: ExceptionContext) -> None:
+            failed(type(context.sqlalchemy_exception or context.original_exception).__name__)
 
     def migrate(self) -> None:
         """Bring the schema to the newest version. Processes that start together wait for each other.
@@ -117,6 +149,39 @@ class Store:
         return True
 
 
+class _Within:
+    """A session maker whose sessions know for whom they are."""
+
+    def __init__(self, make: sessionmaker[ProjectSession], info: dict[Any, Any]) -> None:
+        self._make = make
+        self._info = info
+
+    def __call__(self) -> Session:
+        return self._make(info=self._info)
+
+    @contextmanager
+    def begin(self) -> Iterator[Session]:
+        with self() as session, session.begin():
+            yield session
+
+
+class _Turn:
+    """Writers of one process, one after another. SQLite's own way to wait is to look again after ever longer pauses,
+    up to 0.1 s, and whoever looks at the right moment goes first: with 16 writers the last waited for seconds.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(timeout=self._patience_s):
+            raise OperationalError("BEGIN IMMEDIATE", None, sqlite3.OperationalError("database is locked"))
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+
 class DatabaseNow(FunctionElement[float]):
     """Seconds since 1970 by the database's clock: one clock for all processes."""
 
@@ -127,6 +192,14 @@ class DatabaseNow(FunctionElement[float]):
 def rows_changed(result: Any) -> int:
     """How many rows a conditional UPDATE or DELETE hit."""
     return int(result.rowcount)
+
+
+def _parsed(text: str | bytes) -> Any:
+    """A JSON column. Lone surrogates, which only the slow parser takes, may stand in what people sent."""
+    try:
+        return from_json(text)
+    except ValueError:
+        return json.loads(text)
 
 
 @compiles(DatabaseNow, "sqlite")
