@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from service import edits, events
 from service.models import Attempt, Sweep, Trial
 from service.states import TRIAL_OVER, TrialState
+from service.usage import Meter
 from sweeps.control import APPLIED, REFUSED
 from sweeps.run_dir import Record
 
@@ -28,7 +29,7 @@ def take_records(
     session: Session, sweep: Sweep, attempt: Attempt, records: Sequence[Record], now: datetime
 ) -> None:
     """Store the records past `attempt.journal_seq`; `sweep` and `attempt` are locked and current."""
-    trials = _Trials(session, sweep.id)
+    trials, meter = _Trials(session, sweep.id), Meter(session, sweep)
     for record in records:
         if record["seq"] <= attempt.journal_seq:
             continue
@@ -54,7 +55,11 @@ def take_records(
             edits.take_answer(session, sweep.id, attempt.n, record, at)
         elif kind.startswith("trial.") and data.get("trial_id"):
             trials.apply(kind, data, attempt.n, at)
+        meter.take(kind, data, attempt.n, min(at, now))  # a clock that runs ahead must not cost hours
         attempt.journal_seq = record["seq"]
+    if records and attempt.ended_at is not None:
+        # Late records of an attempt that was given up: what they began ends with them.
+        meter.close(attempt.n, min(_moment(records[-1]["at"], now), now))
 
 
 def note_checkpoints(session: Session, sweep_id: str, result: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ UNLIMITED = -1
 """In a column of a quota: no limit, whatever the installation's default is."""
 
 
-class Quota(Base):
+class Quota(Owned, Base):
     """What an operator said of one project. Null: the installation's default."""
 
     __tablename__ = "quotas"

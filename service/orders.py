@@ -54,7 +54,17 @@ def comparison_order(body: Mapping[str, Any], uploaded: Lookup) -> Order:
         raise invalid(faults)
     plan = spec.model_copy(update={"dataset": located}).model_dump(mode="json")
     mark = comparison_hash(plan)
-    return Order(kind=COMPARISON, name=spec.name, spec=plan, plan=plan, spec_hash=mark, datasets=held)
+    hours = spec.budget.accelerator_hours
+    return Order(
+        kind=COMPARISON,
+        name=spec.name,
+        spec=plan,
+        plan=plan,
+        spec_hash=mark,
+        datasets=held,
+        slots=spec.parallel.trials,
+        hours_asked=None if hours is None else hours * len(spec.methods),
+    )
 
 
 def plan_of(order: Order) -> dict[str, Any]:
@@ -92,6 +102,8 @@ def _order(kind: str, spec: SweepSpec | RunSpec, uploaded: Lookup) -> Order:
         plan=plan.model_dump(mode="json"),
         spec_hash=spec_hash(plan),
         datasets=held,
+        slots=min(plan.parallel.trials, plan_budget(plan).trials),
+        hours_asked=plan.budget.accelerator_hours,
     )
 
 

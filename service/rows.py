@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from service import events
 from service.auth import Caller
@@ -30,6 +30,7 @@ from service.states import (
     TrialState,
     allowed_verbs,
 )
+from service.usage import Meter
 
 PREFIXES: Mapping[str, str] = {"sweep": "swp", "run": "run", EVALUATION: "evl", COMPARISON: "cmp"}
 _WORDS: Mapping[str, str] = {EVALUATION: "evaluation", COMPARISON: "comparison"}
@@ -50,6 +51,12 @@ class Order:
     """Of the plan."""
     datasets: Mapping[str, str] = field(default_factory=dict)
     """train, eval -> id of the uploaded dataset behind it, where it is one."""
+    priority: int = 0
+    """Before others of its project (`service.admission.PRIORITIES`)."""
+    slots: int = 1
+    """Trials that it may train at once."""
+    hours_asked: float | None = None
+    """Accelerator-hours of its budget; None: no limit of its own."""
 
 
 def check_name(session: Session, order: Order, project: str) -> None:
@@ -75,6 +82,9 @@ def create_sweep(
         kind=order.kind,
         name=order.name,
         created_by=caller.key_id,
+        priority=order.priority,
+        slots=order.slots,
+        hours_asked=order.hours_asked,
         spec=order.spec,
         plan=order.plan,
         spec_hash=order.spec_hash,
@@ -163,9 +173,12 @@ def open_attempt(session: Session, sweep: Sweep, now: datetime) -> Attempt:
     return attempt
 
 
-def end_attempt(session: Session, attempt: Attempt, state: AttemptState, reason: str, now: datetime) -> None:
-    """Nothing that this attempt writes from now on counts."""
+def end_attempt(
+    session: Session, attempt: Attempt, state: AttemptState, reason: str, now: datetime, last: datetime | None = None
+) -> None:
+    """Nothing that this attempt writes from now on counts; what it has running counts until `last`, its last beat."""
     attempt.state, attempt.reason, attempt.ended_at = state, reason, now
+    Meter(session, session.get_one(Sweep, attempt.sweep_id)).close(attempt.n, last and min(last, now))
     session.flush()  # before a next one is inserted: only one may be open
 
 
@@ -195,9 +208,10 @@ def explain(sweep: Sweep, reason: str, message: str) -> None:
 
 
 def live_sweeps(session: Session) -> list[tuple[Sweep, Attempt | None]]:
-    """Everything not over, oldest first, with its open attempt: one query, whatever their number."""
+    """Everything not over, oldest first, with its open attempt: one query, whatever their number, without specs."""
     joined = (
         select(Sweep, Attempt)
+        .options(defer(Sweep.spec), defer(Sweep.plan), defer(Sweep.result))
         .outerjoin(Attempt, (Attempt.sweep_id == Sweep.id) & Attempt.ended_at.is_(None))
         .where(Sweep.state.in_(LIVE))
         .order_by(Sweep.created_at, Sweep.id)

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from service.clock import Clock
 from service.cluster import JobInfo
 from sweeps.run_dir import Attempt as AttemptDir
-from sweeps.run_dir import Record, read_heartbeat, read_journal, read_result
+from sweeps.run_dir import Heartbeat, Record, read_heartbeat, read_journal, read_result
 
 USER_ERROR = "USER_ERROR"
 SYSTEM_ERROR = "SYSTEM_ERROR"
@@ -57,6 +58,8 @@ class Sight:
     """The driver has nothing more to say after its result: its closing record is here, or time enough passed."""
     failure: dict[str, Any] | None
     """{class, message} by the driver, or of a result that is not this sweep's."""
+    beat_at: datetime | None
+    """The driver's last sign of life, by its own clock."""
     ray_answers: bool
     job: JobInfo | None
     """What Ray says; None: it knows no such job, or does not answer."""
@@ -111,6 +114,7 @@ class Watch:
             result=result,
             last_word=closing or now - published >= _CLOSING_S,
             failure=failure,
+            beat_at=_beat_at(beat),
             ray_answers=jobs is not None,
             job=(jobs or {}).get(submission_id),
         )
@@ -135,6 +139,11 @@ def judge(sight: Sight, *, stale_s: float, hung_s: float) -> Verdict:
     return Verdict.WAIT
 
 
+def last_beat(directory: AttemptDir) -> datetime | None:
+    """The last sign of life of an attempt, by its driver's clock."""
+    return _beat_at(read_heartbeat(directory))
+
+
 def words(sight: Sight, phase: str | None, *, stale_s: float, paused: bool = False) -> tuple[str, str]:
     """(reason, message) of an attempt that goes on. `paused`: by the newest edit that its driver has answered."""
     if not sight.ray_answers:
@@ -152,3 +161,7 @@ def words(sight: Sight, phase: str | None, *, stale_s: float, paused: bool = Fal
 def _failure(record: Record) -> dict[str, Any]:
     data = record["data"]
     return {"class": data.get("class") or SYSTEM_ERROR, "message": data.get("message") or record["message"]}
+
+
+def _beat_at(beat: Heartbeat | None) -> datetime | None:
+    return None if beat is None else datetime.fromisoformat(beat["at"])

@@ -6,7 +6,7 @@ run directory and Ray's list, and comes to the same end.
 
 import logging
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import select
@@ -18,6 +18,7 @@ from service.cluster import JobInfo, Jobs, JobsError, driver_command, driver_env
 from service.ingest import note_checkpoints, take_records
 from service.models import COMPARISON, EVALUATION, Attempt, Sweep
 from service.pauses import Pauses
+from service.quotas import Live, admission, has_news, tell_why
 from service.rows import (
     end_attempt,
     explain,
@@ -29,7 +30,7 @@ from service.rows import (
     unreleased_attempts,
 )
 from service.settings import Settings
-from service.sight import SYSTEM_ERROR, USER_ERROR, Sight, Verdict, Watch, judge, words
+from service.sight import SYSTEM_ERROR, USER_ERROR, Sight, Verdict, Watch, judge, last_beat, words
 from service.states import LIVE, AttemptState, State
 from service.store import Store
 from simpo.errors import SimPOError
@@ -77,9 +78,7 @@ class Supervisor:
                 # One unreadable run directory must not stop the others.
                 log.exception("%s: skipped in this pass", sweep.id)
                 self._explain(sweep, "RUN_DIR_UNREADABLE", f"{type(error).__name__}: {error}")
-        running = sum(attempt is not None for _, attempt in live)
-        waiting = [sweep for sweep, attempt in live if attempt is None and sweep.state == State.PENDING]
-        self._admit(waiting, running)
+        self._admit(live)
         for attempt in unreleased:
             self._release(attempt, jobs)
         return ended
@@ -110,9 +109,12 @@ class Supervisor:
 
     # -- admission and submission
 
-    def _admit(self, waiting: list[Sweep], running: int) -> None:
-        places = self._settings.max_running_sweeps - running
-        for sweep in [s for s in waiting if s.desired == "RUN"][: max(places, 0)]:
+    def _admit(self, live: Live) -> None:
+        """Open the attempts of those whose turn it is, and tell the others what they wait for."""
+        with self._store.read() as session:
+            decision = admission(session, self._settings, live, self._clock.now())
+        waiting = {sweep.id: sweep for sweep, _ in live}
+        for sweep in [waiting[sweep_id] for sweep_id in decision.admitted]:
             self._failpoint("before_intent")
             with self._store.write() as session:
                 row = lock_sweep(session, sweep.id)
@@ -122,6 +124,9 @@ class Supervisor:
                 explain(row, "SUBMITTING", "Is handed to Ray.")
             self._failpoint("after_intent")
             self._submit(row, attempt, {})
+        if has_news(live, decision):
+            with self._store.write() as session:
+                tell_why(session, live, decision)
 
     def _submit(self, sweep: Sweep, attempt: Attempt, jobs: JobList) -> bool:
         """Submit under the attempt's fixed id, or find that it was. Any answer but a clear yes is asked about."""
@@ -248,7 +253,7 @@ class Supervisor:
         row.result, row.best = sight.result, sight.result.get("best") or row.best
         row.phase, row.progress = "done", 1.0
         note_checkpoints(session, row.id, sight.result)
-        end_attempt(session, attempt, AttemptState.SUCCEEDED, "", now)
+        end_attempt(session, attempt, AttemptState.SUCCEEDED, "", now, sight.beat_at)
         move(session, row, State.SUCCEEDED, "DONE", "Succeeded.", now)
         events.append(session, row, "job.succeeded", "Succeeded.", {"best": row.best}, now=now, attempt=attempt.n)
         self._watch.forget(attempt.submission_id)
@@ -257,7 +262,7 @@ class Supervisor:
         now = self._clock.now()
         failure = sight.failure or {"class": SYSTEM_ERROR, "message": _lost_because(sight)}
         state = AttemptState.FAILED if sight.failure else AttemptState.LOST
-        end_attempt(session, attempt, state, failure["message"], now)
+        end_attempt(session, attempt, state, failure["message"], now, sight.beat_at)
         self._watch.forget(attempt.submission_id)
         if sight.failure is None:
             facts = {"attempt": attempt.n, "log_tail": log_tail}
@@ -300,9 +305,11 @@ class Supervisor:
             self._stop(attempt.submission_id)
             return False
         directory = RunDir(self._settings.run_dir(sweep.id)).attempt(attempt.n)
-        return self._cancelled(sweep, attempt, read_journal(directory, attempt.journal_seq))
+        return self._cancelled(sweep, attempt, read_journal(directory, attempt.journal_seq), last_beat(directory))
 
-    def _cancelled(self, sweep: Sweep, attempt: Attempt | None, records: list[Record]) -> bool:
+    def _cancelled(
+        self, sweep: Sweep, attempt: Attempt | None, records: list[Record], last: datetime | None = None
+    ) -> bool:
         with self._store.write() as session:
             row = lock_sweep(session, sweep.id)
             if row is None or row.state not in LIVE or row.attempt != sweep.attempt:
@@ -313,7 +320,7 @@ class Supervisor:
                 if current is None:
                     return False
                 take_records(session, row, current[1], records, now)
-                end_attempt(session, current[1], AttemptState.CANCELLED, "", now)
+                end_attempt(session, current[1], AttemptState.CANCELLED, "", now, last)
                 self._watch.forget(attempt.submission_id)
             move(session, row, State.CANCELLED, "CANCELLED", "Cancelled.", now)
             events.append(session, row, "job.cancelled", "Cancelled.", now=now)

@@ -18,12 +18,19 @@ from sweeps.run_dir import Attempt, Record, read_heartbeat, read_journal
 HOURS_REASON = "the accelerator-hours budget was spent"
 """How a trial says that they have stopped it."""
 
-_BEGINS = ("trial.created", "replicate.created")
-_ENDS = tuple(
+BEGINS = ("trial.created", "replicate.created")
+ENDS = tuple(
     f"{kind}.{how}" for kind in ("trial", "replicate") for how in ("completed", "pruned", "infeasible", "failed")
 )
+"""Records that take a slot, and those that leave it."""
 
 Slot = tuple[str, int]
+"""A trial, and the number of its retraining: 0 for none."""
+
+
+def slot_of(data: dict[str, Any]) -> Slot:
+    """Whose slot a record of these speaks of."""
+    return str(data["trial_id"]), int(data.get("replicate") or 0)
 
 
 class Hours:
@@ -50,10 +57,10 @@ class Hours:
     def take(self, record: Record) -> None:
         """One record of a journal, in its order."""
         kind = record["type"]
-        if kind in _BEGINS:
-            self._open[_slot(record["data"])] = _moment(record["at"])
-        elif kind in _ENDS:
-            self._end(_slot(record["data"]), _moment(record["at"]))
+        if kind in BEGINS:
+            self._open[slot_of(record["data"])] = _moment(record["at"])
+        elif kind in ENDS:
+            self._end(slot_of(record["data"]), _moment(record["at"]))
 
     def close(self, last: datetime | None) -> None:
         """The attempt is over: nothing of it holds a slot after this moment."""
@@ -70,10 +77,6 @@ class Hours:
     def _end(self, slot: Slot, moment: datetime) -> None:
         began = self._open.pop(slot, moment)
         self._closed_s += max(0.0, (moment - began).total_seconds())
-
-
-def _slot(data: dict[str, Any]) -> Slot:
-    return str(data["trial_id"]), int(data.get("replicate") or 0)
 
 
 def _moment(text: str) -> datetime:
