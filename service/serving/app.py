@@ -4,6 +4,7 @@ One replica class, whose constructor loads the checkpoint: Serve calls the appli
 one token came out, and DEPLOY_FAILED, with the error, when it did not.
 """
 
+import asyncio
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
+from service.serving.catalogue import OneModel
 from service.serving.data_plane import create_data_plane
 from service.serving.deployer import SERVE_DEPLOYMENT
 from service.serving.engines.base import Engine
@@ -46,17 +48,12 @@ class Model:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         args = self._args
-        return create_data_plane(
-            self._engine,
-            name=args.name,
-            revision=args.revision,
-            created=self._created,
-            max_new_tokens=args.max_new_tokens_limit,
-        )
+        model = OneModel(self._engine, name=args.name, revision=args.revision, created=self._created)
+        return create_data_plane(model, max_new_tokens=args.max_new_tokens_limit)
 
-    def check_health(self) -> None:
-        """Asked by Serve every 10 s; raising makes it replace the replica."""
-        self._engine.check_health()
+    async def check_health(self) -> None:
+        """Asked by Serve every 10 s; raising makes it replace the replica. A token must come out."""
+        await asyncio.to_thread(self._engine.check_health)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

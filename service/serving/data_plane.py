@@ -1,11 +1,11 @@
-"""The HTTP side of one deployment: OpenAI's three endpoints over an engine. Knows neither Ray nor torch.
+"""The HTTP side of one application: OpenAI's three endpoints over engines. Knows neither Ray nor torch.
 
 It has no keys of its own: the service's gateway checks them and forwards, and nothing else may reach this port.
 """
 
 import logging
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -13,66 +13,77 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from service.serving.engines.base import Engine, EngineError, FinishReason, Sampling
-from service.serving.openai import (
-    MAX_BODY_BYTES,
-    SSE_DONE,
-    Answer,
-    ChatRequest,
-    CompletionRequest,
-    WireError,
-    model_entry,
-    model_list,
-    sse,
-    unknown_model,
-)
+from service.serving.answering import Question, events, whole
+from service.serving.catalogue import Catalogue, unknown_model
+from service.serving.disconnect import ClientGone, unless_gone
+from service.serving.engines.base import Engine, EngineBusy, EngineError
+from service.serving.openai import ChatRequest, CompletionRequest
+from service.serving.openai_answers import Answer, model_list
+from service.serving.openai_strict import MAX_BODY_BYTES, WireError
 from simpo.errors import SimPOError
 
 _log = logging.getLogger(__name__)
 
+_CLIENT_CLOSED_REQUEST = 499  # nginx's word for it; nobody reads this answer
 
-def create_data_plane(
-    engine: Engine, *, name: str, revision: int, created: int, max_new_tokens: int | None = None
-) -> FastAPI:
-    """The application that answers for the model `name`.
 
-    Args:
-        engine: the loaded model.
-        name: what clients must put into `model`.
-        revision: shown as `system_fingerprint`: answers to one seed may differ between revisions.
-        created: Unix time, for /v1/models.
-        max_new_tokens: most tokens of one answer; None: as many as the context holds.
+def create_data_plane(catalogue: Catalogue, *, max_new_tokens: int | None = None) -> FastAPI:
+    """The application that answers for the models of a catalogue.
+
+    `max_new_tokens`: most tokens of one answer; None: as many as the context holds.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    limit = engine.context_length if max_new_tokens is None else max_new_tokens
-    fingerprint = f"rev-{revision}"
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        return model_list(name, created)
+        return model_list(catalogue.cards())
 
-    @app.get("/v1/models/{model}")
+    @app.get("/v1/models/{model:path}")
     async def get_model(model: str) -> dict[str, Any]:
-        _check_model(model, name)
-        return model_entry(name, created)
+        cards = {card.name: card for card in catalogue.cards()}
+        if model not in cards:
+            raise unknown_model(model, list(cards))
+        return cards[model].body()
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         chat = ChatRequest.parse(await _body(request))
-        _check_model(chat.model, name)
+        served = await run_in_threadpool(catalogue.open, chat.model)
+        engine = served.engine
+        chat.check_vocabulary(engine.vocab_size)
         prompt_ids = await _encoded(lambda: engine.encode_chat([m.turn() for m in chat.messages]), "messages")
+        limit = engine.context_length if max_new_tokens is None else max_new_tokens
         sampling = chat.sampling(len(prompt_ids), engine.context_length, limit)
-        answer = Answer(name, chat=True, fingerprint=fingerprint, include_usage=chat.include_usage)
-        return await _respond(engine, prompt_ids, sampling, answer, stream=chat.stream)
+        answer = Answer(
+            chat.model,
+            chat=True,
+            fingerprint=served.fingerprint,
+            include_usage=chat.include_usage,
+            scored=chat.logprobs,
+        )
+        questions = [Question(prompt_ids=prompt_ids, sampling=one) for one in chat.each(sampling)]
+        return await _respond(request, engine, questions, answer, stream=chat.stream)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         completion = CompletionRequest.parse(await _body(request))
-        _check_model(completion.model, name)
-        prompt_ids = await _encoded(lambda: _prompt_ids(engine, completion), "prompt")
-        sampling = completion.sampling(len(prompt_ids), engine.context_length, limit)
-        answer = Answer(name, chat=False, fingerprint=fingerprint, include_usage=completion.include_usage)
-        return await _respond(engine, prompt_ids, sampling, answer, stream=completion.stream)
+        served = await run_in_threadpool(catalogue.open, completion.model)
+        engine = served.engine
+        completion.check_vocabulary(engine.vocab_size)
+        limit = engine.context_length if max_new_tokens is None else max_new_tokens
+        questions = []
+        for prompt in completion.prompts:
+            prompt_ids = await _encoded(partial(_prompt_ids, engine, prompt), "prompt")
+            sampling = completion.sampling(len(prompt_ids), engine.context_length, limit)
+            questions += [Question(prompt_ids=prompt_ids, sampling=one) for one in completion.each(sampling)]
+        answer = Answer(
+            completion.model,
+            chat=False,
+            fingerprint=served.fingerprint,
+            include_usage=completion.include_usage,
+            scored=completion.logprobs is not None,
+        )
+        return await _respond(request, engine, questions, answer, stream=completion.stream)
 
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
@@ -89,71 +100,34 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _check_model(wanted: str, served: str) -> None:
-    if wanted != served:
-        raise unknown_model(wanted, served)
-
-
 async def _encoded(encode: Callable[[], list[int]], field: str) -> list[int]:
     """Prompt ids, made outside the event loop. Raises WireError when the template refuses the prompt."""
     try:
-        return await run_in_threadpool(encode)
+        ids = await run_in_threadpool(encode)
     except SimPOError as error:
         raise WireError(str(error), field, "invalid_value") from error
-
-
-def _prompt_ids(engine: Engine, request: CompletionRequest) -> list[int]:
-    prompt = request.prompt
-    if isinstance(prompt, str):
-        return engine.encode_text(prompt)
-    if isinstance(prompt[0], str):
-        return engine.encode_text(prompt[0])
-    ids = [int(token) for token in prompt]
-    if min(ids) < 0 or max(ids) >= engine.vocab_size:
-        raise WireError(f"prompt: token ids are 0 to {engine.vocab_size - 1}", "prompt", "invalid_value")
+    if not ids:
+        raise WireError(f"{field}: there is no token in it to go on from; write something", field, "invalid_value")
     return ids
 
 
+def _prompt_ids(engine: Engine, prompt: str | list[int]) -> list[int]:
+    if isinstance(prompt, str):
+        return engine.encode_text(prompt)
+    if min(prompt) < 0 or max(prompt) >= engine.vocab_size:
+        raise WireError(f"prompt: token ids are 0 to {engine.vocab_size - 1}", "prompt", "invalid_value")
+    return prompt
+
+
 async def _respond(
-    engine: Engine, prompt_ids: list[int], sampling: Sampling, answer: Answer, *, stream: bool
+    request: Request, engine: Engine, questions: list[Question], answer: Answer, *, stream: bool
 ) -> Response:
+    engine.admit(len(questions))
+    streams = [engine.stream(question.prompt_ids, question.sampling) for question in questions]
     if stream:
-        events = _events(engine, prompt_ids, sampling, answer)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-    text, tokens = "", 0
-    finish_reason: FinishReason = "length"
-    # aclosing: a request that is cancelled (its client went away) stops the engine's work for it.
-    async with aclosing(engine.stream(prompt_ids, sampling)) as pieces:
-        async for piece in pieces:
-            text += piece.text
-            tokens += piece.num_tokens
-            finish_reason = piece.finish_reason or finish_reason
-    return JSONResponse(answer.whole(text, finish_reason, len(prompt_ids), tokens))
-
-
-async def _events(engine: Engine, prompt_ids: list[int], sampling: Sampling, answer: Answer) -> AsyncGenerator[str]:
-    """The events of a stream. Its status is already sent, so a failure becomes an error event in place of [DONE]."""
-    tokens = 0
-    try:
-        async with aclosing(engine.stream(prompt_ids, sampling)) as pieces:
-            if answer.chat:
-                yield answer.opening()
-            async for piece in pieces:
-                tokens += piece.num_tokens
-                if piece.text:
-                    yield answer.part(piece.text)
-                if piece.finish_reason:
-                    yield answer.closing(piece.finish_reason)
-    except EngineError as error:
-        yield sse(_engine_fault(error).body())
-        return
-    if answer.include_usage:
-        yield answer.usage(len(prompt_ids), tokens)
-    yield SSE_DONE
-
-
-def _engine_fault(error: EngineError) -> WireError:
-    return WireError(str(error), code="engine_error", status=500)
+        body = events(streams, questions, answer)
+        return StreamingResponse(body, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    return JSONResponse(await unless_gone(request, whole(streams, questions, answer)))
 
 
 async def _on_wire_error(request: Request, error: Exception) -> Response:
@@ -168,9 +142,19 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return JSONResponse(fault.body(), error.status_code, headers=error.headers)
 
 
+async def _on_busy(request: Request, error: Exception) -> Response:
+    assert isinstance(error, EngineBusy)
+    fault = WireError(str(error), code="engine_overloaded", status=503)
+    return JSONResponse(fault.body(), fault.status, headers={"Retry-After": str(error.retry_after_s)})
+
+
 async def _on_engine_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)
-    return JSONResponse(_engine_fault(error).body(), 500)
+    return JSONResponse(WireError(str(error), code="engine_error", status=500).body(), 500)
+
+
+async def _on_client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
@@ -182,6 +166,8 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Any]] = {
     WireError: _on_wire_error,
     HTTPException: _on_http_error,
+    EngineBusy: _on_busy,
     EngineError: _on_engine_error,
+    ClientGone: _on_client_gone,
     Exception: _on_bug,
 }

@@ -1,102 +1,60 @@
-"""OpenAI's wire format: requests read strictly, answers and errors in OpenAI's shape.
+"""OpenAI's requests: every field is honoured or refused by name.
 
-Every field of a request is honoured or refused by name. A field that we do not honour may still be sent with the value
-that means "as if absent" (`n: 1`, `tools: null`), because then there is nothing to honour.
+A field that we do not honour may still be sent with the value that means "as if absent" (`store: false`, `tools:
+null`), because then there is nothing to honour.
 """
 
-import json
-import time
-import uuid
-from typing import Annotated, Any, Literal, Self, TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal, Self
 
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from service.serving.engines.base import FinishReason, Sampling, Turn
+from service.serving.engines.base import Sampling, Turn
+from service.serving.openai_strict import Neutral, Wire, WireError, parse
 
-MAX_BODY_BYTES = 4 * 2**20
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own default of /v1/completions
+MAX_CHOICES = 64
+"""Answers of one request: prompts times `n`."""
 
-# Fields of OpenAI's API that we do not honour -> the values besides null that change nothing.
-_CHAT_NEUTRAL: dict[str, tuple[Any, ...]] = {
+_CHAT_NEUTRAL: Neutral = {
     "audio": (),
-    "frequency_penalty": (0,),
-    "function_call": (),
-    "functions": (),
-    "logit_bias": ({},),
-    "logprobs": (False,),
+    "function_call": ("none",),
+    "functions": ([],),
     "metadata": ({},),
     "modalities": (["text"],),
     "moderation": (),
-    "n": (1,),
     "parallel_tool_calls": (),
     "prediction": (),
-    "presence_penalty": (0,),
     "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
-    "reasoning_effort": (),
+    "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "tool_choice": ("none",),
     "tools": ([],),
-    "top_logprobs": (),
     "user": (),
-    "verbosity": (),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
-_COMPLETION_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,),
-    "echo": (False,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "logprobs": (),
-    "n": (1,),
-    "presence_penalty": (0,),
+_COMPLETION_NEUTRAL: Neutral = {
     "suffix": (),
     "user": (),
 }
 
 
-_RequestT = TypeVar("_RequestT", bound="_SamplingRequest")
-
-
-class WireError(Exception):
-    """A request that cannot be answered, in OpenAI's terms.
-
-    `message`: one sentence with the remedy. `param`: the field, or None. `code`: OpenAI's word for the case.
-    """
-
-    def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
-        super().__init__(message, param, code, status)
-        self.message = message
-        self.param = param
-        self.code = code
-        self.status = status
-
-    def __str__(self) -> str:
-        return self.message
-
-    def body(self) -> dict[str, Any]:
-        """The JSON of the answer."""
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-
-class _Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class TextPart(_Wire):
+class TextPart(Wire):
     """A part of a message's content; text is the only kind these models read."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Wire):
+class ChatMessage(Wire):
     """One message. `developer` is OpenAI's newer word for `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -115,7 +73,7 @@ class ChatMessage(_Wire):
         return Turn(role="system" if self.role == "developer" else self.role, content=text)
 
 
-class StreamOptions(_Wire):
+class StreamOptions(Wire):
     """Options that need `stream: true`."""
 
     include_usage: bool = False
@@ -123,14 +81,21 @@ class StreamOptions(_Wire):
 
 
 _StopText = Annotated[str, Field(min_length=1)]
+_TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+_Bias = Annotated[float, Field(ge=-100, le=100)]
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
-class _SamplingRequest(_Wire):
+class _SamplingRequest(Wire):
     model: str
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: _StopText | Annotated[list[_StopText], Field(max_length=4)] = Field(default_factory=list)
+    presence_penalty: _Penalty = 0.0
+    frequency_penalty: _Penalty = 0.0
+    logit_bias: Annotated[dict[_TokenId, _Bias], Field(max_length=1024)] = Field(default_factory=dict)
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -145,6 +110,19 @@ class _SamplingRequest(_Wire):
         """Whether a stream ends with its usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises WireError for a bias on a token that is none."""
+        if beyond := [token for token in self.logit_bias if int(token) >= vocab_size]:
+            raise WireError(
+                f"logit_bias: {beyond[0]} is no token id; they are 0 to {vocab_size - 1}", "logit_bias", "invalid_value"
+            )
+
+    def each(self, sampling: Sampling) -> list[Sampling]:
+        """The sampling of each of the `n` choices: with a seed, choice i is what seed + i gives alone."""
+        if sampling.seed is None:
+            return [sampling] * self.n
+        return [replace(sampling, seed=_int64(sampling.seed + i)) for i in range(self.n)]
+
     def _sampling(self, max_new_tokens: int) -> Sampling:
         return Sampling(
             max_new_tokens=max_new_tokens,
@@ -152,6 +130,9 @@ class _SamplingRequest(_Wire):
             top_p=self.top_p,
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias={int(token): bias for token, bias in self.logit_bias.items()},
         )
 
 
@@ -161,121 +142,78 @@ class ChatRequest(_SamplingRequest):
     messages: list[ChatMessage] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
 
     @model_validator(mode="after")
-    def _one_limit(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise pydantic_core.PydanticCustomError(
                 "max_tokens", "max_tokens and max_completion_tokens are two names of one limit; send one of them"
             )
+        if self.top_logprobs is not None and not self.logprobs:
+            raise pydantic_core.PydanticCustomError("top_logprobs", "top_logprobs needs logprobs to be true")
         return self
 
     @classmethod
     def parse(cls, body: bytes) -> Self:
         """Raises WireError with the name of the field that cannot be honoured."""
-        return _parse(cls, body, _CHAT_NEUTRAL)
+        return parse(cls, body, _CHAT_NEUTRAL)
 
     def sampling(self, num_prompt_tokens: int, context_length: int, limit: int) -> Sampling:
         """Sampling for a prompt of this length; without a limit in the request, as much as fits. Raises WireError."""
         wanted = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
         name = "max_completion_tokens" if self.max_tokens is None else "max_tokens"
-        return self._sampling(_room(wanted, name, "messages", num_prompt_tokens, context_length, limit))
+        room = _room(wanted, name, "messages", num_prompt_tokens, context_length, limit)
+        return replace(self._sampling(room), top_logprobs=(self.top_logprobs or 0) if self.logprobs else None)
+
+
+_Ids = Annotated[list[int], Field(min_length=1)]
+_Prompts = Field(min_length=1, max_length=MAX_CHOICES)
 
 
 class CompletionRequest(_SamplingRequest):
-    """Body of POST /v1/completions: one prompt, as text or as token ids."""
+    """Body of POST /v1/completions: one prompt or several, as text or as token ids."""
 
-    prompt: str | Annotated[list[int], Field(min_length=1)] | Annotated[list[str], Field(min_length=1, max_length=1)]
-    max_tokens: int = Field(DEFAULT_COMPLETION_TOKENS, ge=1)
+    prompt: str | _Ids | Annotated[list[str], _Prompts] | Annotated[list[_Ids], _Prompts]
+    max_tokens: int = Field(DEFAULT_COMPLETION_TOKENS, ge=0)
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=5)
+    best_of: int | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise pydantic_core.PydanticCustomError(
+                "max_tokens", "max_tokens is 0, which leaves nothing to answer but with echo: send 1 or more"
+            )
+        if self.best_of not in (None, self.n):
+            raise pydantic_core.PydanticCustomError(
+                "best_of", "best_of other than n is not supported by this server; leave it out, and ask for n answers"
+            )
+        if len(self.prompts) * self.n > MAX_CHOICES:
+            raise pydantic_core.PydanticCustomError(
+                "n", f"prompts times n is more than the {MAX_CHOICES} answers of one request; send several requests"
+            )
+        return self
+
+    @property
+    def prompts(self) -> Sequence[str | list[int]]:
+        """One by one."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        return [prompt] if isinstance(prompt[0], int) else prompt
 
     @classmethod
     def parse(cls, body: bytes) -> Self:
         """Raises WireError with the name of the field that cannot be honoured."""
-        return _parse(cls, body, _COMPLETION_NEUTRAL)
+        return parse(cls, body, _COMPLETION_NEUTRAL)
 
     def sampling(self, num_prompt_tokens: int, context_length: int, limit: int) -> Sampling:
         """Sampling for a prompt of this length. Raises WireError."""
         room = _room(self.max_tokens, "max_tokens", "prompt", num_prompt_tokens, context_length, limit)
-        return self._sampling(room)
-
-
-class Answer:
-    """Builds the JSON of one answer, whole or in chunks; id and time are the same throughout."""
-
-    def __init__(self, model: str, *, chat: bool, fingerprint: str, include_usage: bool = False) -> None:
-        self.chat = chat
-        self.include_usage = include_usage
-        self._head: dict[str, Any] = {
-            "id": ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
-            "created": int(time.time()),
-            "model": model,
-            "system_fingerprint": fingerprint,
-        }
-
-    def whole(self, text: str, finish_reason: FinishReason, prompt_tokens: int, tokens: int) -> dict[str, Any]:
-        """The answer to a request without `stream`."""
-        content: dict[str, Any] = {"text": text}
-        if self.chat:
-            content = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
-        kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._head, "object": kind, "choices": [choice], "usage": _usage(prompt_tokens, tokens)}
-
-    def opening(self) -> str:
-        """First event of a chat stream: the role."""
-        return self._chunk({"delta": {"role": "assistant", "content": ""}}, None)
-
-    def part(self, text: str) -> str:
-        """An event with new text."""
-        return self._chunk({"delta": {"content": text}} if self.chat else {"text": text}, None)
-
-    def closing(self, finish_reason: FinishReason) -> str:
-        """The event that ends the choice."""
-        return self._chunk({"delta": {}} if self.chat else {"text": ""}, finish_reason)
-
-    def usage(self, prompt_tokens: int, tokens: int) -> str:
-        """The event that stream_options.include_usage asks for."""
-        return sse({**self._head, "object": self._kind, "choices": [], "usage": _usage(prompt_tokens, tokens)})
-
-    @property
-    def _kind(self) -> str:
-        return "chat.completion.chunk" if self.chat else "text_completion"
-
-    def _chunk(self, content: dict[str, Any], finish_reason: FinishReason | None) -> str:
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
-        usage = {"usage": None} if self.include_usage else {}
-        return sse({**self._head, "object": self._kind, "choices": [choice], **usage})
-
-
-SSE_DONE = "data: [DONE]\n\n"
-
-
-def sse(body: dict[str, Any]) -> str:
-    """One event of a stream."""
-    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-def model_list(name: str, created: int) -> dict[str, Any]:
-    """Body of GET /v1/models."""
-    return {"object": "list", "data": [model_entry(name, created)]}
-
-
-def model_entry(name: str, created: int) -> dict[str, Any]:
-    """Body of GET /v1/models/{name}."""
-    return {"id": name, "object": "model", "created": created, "owned_by": "simpo"}
-
-
-def unknown_model(wanted: str, served: str) -> WireError:
-    """404 in OpenAI's words."""
-    return WireError(f"model {wanted[:80]!r} is not served here; use {served!r}", "model", "model_not_found", 404)
-
-
-def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
+        return replace(self._sampling(room), top_logprobs=self.logprobs, echo=self.echo)
 
 
 def _room(
@@ -283,7 +221,7 @@ def _room(
 ) -> int:
     """Tokens that may be generated: what was wanted, or all that fits."""
     left = context_length - num_prompt_tokens
-    if left < 1 or (wanted is not None and left < wanted <= limit):
+    if left < (wanted != 0) or (wanted is not None and left < wanted <= limit):
         asks = f" and {name} asks for {wanted} more" if wanted is not None else ""
         raise WireError(
             f"this model's context is {context_length} tokens, but the {prompt_field} take {num_prompt_tokens}{asks}; "
@@ -298,57 +236,5 @@ def _room(
     return wanted
 
 
-def _parse(model: type[_RequestT], body: bytes, neutral: dict[str, tuple[Any, ...]]) -> _RequestT:
-    try:
-        fields = pydantic_core.from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise WireError(f"the body is not valid JSON: {error}", code="invalid_json") from error
-    if not isinstance(fields, dict):
-        raise WireError("the body must be a JSON object", code="invalid_json")
-    asked: dict[str, Any] = {}
-    for name, value in fields.items():
-        if name in neutral:
-            if value is not None and not any(_same(value, n) for n in neutral[name]):
-                raise _unsupported(name, neutral[name])
-        elif value is not None or name not in model.model_fields:
-            asked[name] = value
-    try:
-        return model.model_validate(asked)
-    except ValidationError as error:
-        raise _fault(error) from error
-
-
-def _same(value: Any, neutral: Any) -> bool:
-    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
-
-
-def _unsupported(name: str, neutral: tuple[Any, ...]) -> WireError:
-    remedy = "leave it out" + "".join(f" or send {json.dumps(value)}" for value in neutral)
-    return WireError(f"{name} is not supported by this server; {remedy}", name, "unsupported_parameter")
-
-
-def _fault(error: ValidationError) -> WireError:
-    """The most specific of pydantic's faults (a union reports one per branch), by the name of its field."""
-    paths = [(_path(fault["loc"]), fault) for fault in error.errors(include_url=False)]
-    param, fault = max(paths, key=lambda pair: len(pair[1]["loc"]))
-    if fault["type"] == "extra_forbidden":
-        return WireError(f"{param} is not a field this server knows; leave it out", param, "unknown_parameter")
-    if fault["type"] == "missing":
-        return WireError(f"{param} is missing", param, "missing_required_parameter")
-    message = fault["msg"]
-    if not param:  # raised by one of our own validators, whose error type is the field
-        return WireError(message, fault["type"], "invalid_value")
-    return WireError(f"{param}: {message[:1].lower()}{message[1:]}", param, "invalid_value")
-
-
-def _path(loc: tuple[int | str, ...]) -> str:
-    """('messages', 0, 'content', 'list[TextPart]', 1, 'type') -> messages[0].content[1].type: no union branches."""
-    path = ""
-    for position, part in enumerate(loc):
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif position == 0:
-            path = part
-        elif part.isidentifier() and part not in ("str", "int"):
-            path += f".{part}"
-    return path
+def _int64(value: int) -> int:
+    return (value + 2**63) % 2**64 - 2**63

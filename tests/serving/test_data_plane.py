@@ -12,9 +12,10 @@ import pytest
 from fastapi import FastAPI
 from openai.types.chat import ChatCompletionMessageParam
 
+from service.serving.catalogue import OneModel
 from service.serving.data_plane import create_data_plane
-from service.serving.engines.base import EngineError, Piece, Sampling, Turn
-from service.serving.openai import MAX_BODY_BYTES
+from service.serving.engines.base import EngineBusy, EngineError, Piece, Sampling, Turn
+from service.serving.openai_strict import MAX_BODY_BYTES
 from simpo.errors import DataError
 
 pytestmark = pytest.mark.quick
@@ -36,6 +37,7 @@ class ScriptedEngine:
         )
         self.asked: list[tuple[list[int], Sampling]] = []
         self.closed = 0
+        self.room = 64
 
     def encode_chat(self, turns: Sequence[Turn]) -> list[int]:
         if turns[-1].role == "assistant":
@@ -44,6 +46,10 @@ class ScriptedEngine:
 
     def encode_text(self, text: str) -> list[int]:
         return [2] * len(text)
+
+    def admit(self, num_requests: int) -> None:
+        if num_requests > self.room:
+            raise EngineBusy("too many wait", 3)
 
     async def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Piece]:
         self.asked.append((list(prompt_ids), sampling))
@@ -64,7 +70,7 @@ class ScriptedEngine:
 
 
 def data_plane(engine: ScriptedEngine, **options: Any) -> FastAPI:
-    return create_data_plane(engine, name="winner", revision=3, created=1234, **options)
+    return create_data_plane(OneModel(engine, name="winner", revision=3, created=1234), **options)
 
 
 @asynccontextmanager
@@ -159,7 +165,7 @@ def test_the_bytes_of_a_stream_are_openais() -> None:
     ("body", "status", "param", "code"),
     [
         ({"model": "loser", "messages": HELLO}, 404, "model", "model_not_found"),
-        ({"model": "winner", "messages": HELLO, "n": 2}, 400, "n", "unsupported_parameter"),
+        ({"model": "winner", "messages": HELLO, "n": 65}, 400, "n", "invalid_value"),
         ({"model": "winner", "messages": [{"role": "assistant", "content": "x"}]}, 400, "messages", "invalid_value"),
         (
             {"model": "winner", "messages": [{"role": "user", "content": "x" * 64}], "stream": True},
@@ -180,11 +186,11 @@ def test_refusals_have_openais_shape(body: dict[str, Any], status: int, param: s
 def test_the_official_client_shows_the_message() -> None:
     async def talk() -> None:
         async with official(data_plane(ScriptedEngine())) as client:
-            await client.chat.completions.create(model="winner", messages=HELLO, n=3)
+            await client.chat.completions.create(model="winner", messages=HELLO, user="ann")
 
-    with pytest.raises(openai.BadRequestError, match="n is not supported by this server") as caught:
+    with pytest.raises(openai.BadRequestError, match="user is not supported by this server") as caught:
         asyncio.run(talk())
-    assert (caught.value.param, caught.value.code) == ("n", "unsupported_parameter")
+    assert (caught.value.param, caught.value.code) == ("user", "unsupported_parameter")
 
 
 @pytest.mark.parametrize("prompt", [[100], [-1], [3, 2**40]])

@@ -9,14 +9,18 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
 from service.serving.engines.base import Turn
-from service.serving.openai import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, WireError
+from service.serving.openai import DEFAULT_COMPLETION_TOKENS, MAX_CHOICES, ChatRequest, CompletionRequest
+from service.serving.openai_strict import WireError
 
 pytestmark = pytest.mark.quick
 
 HELLO = [{"role": "user", "content": "hello"}]
-HONOURED = {"model", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "max_tokens"}
-CHAT_HONOURED = HONOURED | {"messages", "max_completion_tokens"}
-COMPLETION_HONOURED = HONOURED | {"prompt"}
+HONOURED = {
+    *("model", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "max_tokens", "n", "logprobs"),
+    *("presence_penalty", "frequency_penalty", "logit_bias"),
+}
+CHAT_HONOURED = HONOURED | {"messages", "max_completion_tokens", "top_logprobs"}
+COMPLETION_HONOURED = HONOURED | {"prompt", "echo", "best_of"}
 
 
 def chat(**fields: Any) -> ChatRequest:
@@ -57,6 +61,7 @@ def test_completion_fields_that_are_not_honoured_are_refused_by_name(field: str)
         {"tools": [], "tool_choice": "none"},
         {"response_format": {"type": "text"}},
         {"store": False, "metadata": {}},
+        {"reasoning_effort": "none", "verbosity": "medium", "function_call": "none", "functions": []},
     ],
 )
 def test_values_that_ask_for_nothing_are_taken(neutral: dict[str, Any]) -> None:
@@ -66,11 +71,18 @@ def test_values_that_ask_for_nothing_are_taken(neutral: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
-        ({"n": 2}, "n", "unsupported_parameter"),
-        ({"n": True}, "n", "unsupported_parameter"),
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
-        ({"logprobs": 0}, "logprobs", "unsupported_parameter"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "unsupported_parameter"),
+        ({"n": 0}, "n", "invalid_value"),
+        ({"n": MAX_CHOICES + 1}, "n", "invalid_value"),
+        ({"n": True}, "n", "invalid_value"),
+        ({"logprobs": 0}, "logprobs", "invalid_value"),
+        ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", "invalid_value"),
+        ({"presence_penalty": -2.5}, "presence_penalty", "invalid_value"),
+        ({"logit_bias": {"one": 1}}, "logit_bias.one", "invalid_value"),
+        ({"logit_bias": {"1": 101}}, "logit_bias", "invalid_value"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "unsupported_parameter"),
+        ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"min_p": 0.1}, "min_p", "unknown_parameter"),
         ({"min_p": None}, "min_p", "unknown_parameter"),
@@ -137,8 +149,8 @@ def test_messages_become_turns() -> None:
     ]
 
 
-@pytest.mark.parametrize("prompt", [[], ["a", "b"], [["a"]], [[1, 2]], 3, ["a", 1]])
-def test_prompts_that_are_not_one_prompt_are_refused(prompt: Any) -> None:
+@pytest.mark.parametrize("prompt", [[], [["a"]], [[]], [[1], []], 3, ["a", 1], ["a"] * (MAX_CHOICES + 1), [True]])
+def test_prompts_that_are_no_prompts_are_refused(prompt: Any) -> None:
     with pytest.raises(WireError) as caught:
         completion(prompt=prompt)
     assert caught.value.param is not None and caught.value.param.startswith("prompt")

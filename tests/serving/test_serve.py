@@ -96,8 +96,8 @@ class TestServeDeployer(DeployerContract):
             chunks = list(stream)
             assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == expected.text
             assert chunks[-1].usage == whole.usage
-            with pytest.raises(openai.BadRequestError, match="n is not supported"):
-                client.completions.create(model=name, prompt="x", n=2)
+            with pytest.raises(openai.BadRequestError, match="suffix is not supported"):
+                client.completions.create(model=name, prompt="x", suffix="y")
 
 
 def test_the_token_is_asked_for(head: tuple[RayHead, str]) -> None:

@@ -3,9 +3,9 @@
 Light: the HTTP side (`openai.py`, `data_plane.py`) knows engines by this file alone.
 """
 
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, Self
 
 FinishReason = Literal["stop", "length"]
 
@@ -25,7 +25,7 @@ class Sampling:
     """How one request wants its tokens chosen."""
 
     max_new_tokens: int
-    """Most tokens to generate, the end token included."""
+    """Most tokens to generate, the end token included. 0, with `echo`: score the prompt and generate nothing."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the most likely token."""
     top_p: float = 1.0
@@ -34,6 +34,32 @@ class Sampling:
     """Same seed, same request: same tokens. None: fresh randomness."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer; they are not part of it."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of every token that the answer holds already."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit once for each time that the answer holds it."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Token id -> what is added to its logit."""
+    top_logprobs: int | None = None
+    """None: no log-probabilities. Else those of the tokens taken, and of this many of the likeliest in each place."""
+    echo: bool = False
+    """The prompt's own text comes first, with its log-probabilities where `top_logprobs` asks for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenScore:
+    """One token and its log-probability: nats, under the softmax before temperature, bias and penalties."""
+
+    token_id: int
+    """Its id."""
+    text: str
+    """Its text alone; a token that is no whole character shows U+FFFD."""
+    bytes: bytes | None
+    """Its bytes; None for a mark that stands for no text."""
+    logprob: float | None
+    """None for the first token of a prompt, which nothing precedes."""
+    top: tuple["TokenScore", ...] = ()
+    """The likeliest tokens in its place, best first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +72,38 @@ class Piece:
     """Tokens sampled for this piece, the end token included."""
     finish_reason: FinishReason | None = None
     """stop: end token or stop text; length: max_new_tokens reached. None: more to come."""
+    scores: tuple[TokenScore, ...] = ()
+    """Of the tokens that begin in the text so far and were not told before, where they were asked for. The end token
+    and what a stop text cut off are not among them."""
 
 
 class EngineError(RuntimeError):
     """The engine failed at a request that was in order; the cause is in the server's log."""
+
+
+class EngineBusy(EngineError):
+    """As many requests wait as may wait. `retry_after_s`: when to ask again."""
+
+    def __init__(self, reason: str, retry_after_s: int) -> None:
+        super().__init__(reason, retry_after_s)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class Pieces(Protocol):
+    """The pieces of one answer, in order."""
+
+    def __aiter__(self) -> Self:
+        """Itself."""
+
+    async def __anext__(self) -> Piece:
+        """The next piece. Raises EngineError: the engine failed."""
+
+    async def aclose(self) -> None:
+        """Abandon the answer, where it goes on: its work stops within one forward pass."""
 
 
 class Engine(Protocol):
@@ -73,18 +127,21 @@ class Engine(Protocol):
     def encode_text(self, text: str) -> list[int]:
         """Prompt ids of plain text."""
 
-    def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Piece]:
-        """The answer, piece by piece. Closing the generator abandons the request: its work stops within one token.
+    def admit(self, num_requests: int) -> None:
+        """Whether this many more requests may come now. Raises EngineBusy."""
+
+    def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> Pieces:
+        """The answer, on its way from now on; whoever does not want it any more closes it.
 
         Raises:
-            EngineError: the engine failed.
+            EngineError: the engine is closed.
         """
 
     def warm_up(self) -> None:
         """Generate one token, and wait for it. Raises EngineError: such a model must not be called ready."""
 
     def check_health(self) -> None:
-        """Raises EngineError when the engine can no longer answer."""
+        """Raises EngineError when no token comes out any more: neither for those who ask nor for this question."""
 
     def close(self) -> None:
         """Stop the engine's threads; open requests end with EngineError."""

@@ -1,13 +1,14 @@
 """Continuous batching over a transformers model: requests join and leave a running batch between two tokens.
 
 One key-value cache holds all rows, aligned at the right: a row that is shorter than the widest has padding on its left,
-which the attention mask hides, and position ids count from each row's own first token. A request is prefilled alone and
-its cache is joined on; a finished row's cache is cut out, and padding that all rows share is cut off.
+which the attention mask hides, and position ids count from each row's own first token. A request is prefilled alone, in
+pieces, and its cache is joined on; a finished row's cache is cut out, and padding that all rows share is cut off.
 """
 
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,35 +16,31 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from service.serving.engines.base import EngineError, FinishReason, Piece, Sampling
-from service.serving.engines.text import TextStream
+from service.serving.engines.base import EngineBusy, EngineError, TokenScore
+from service.serving.engines.prefixes import Prefixes
+from service.serving.engines.rows import Request, Row
+from service.serving.engines.sampling import scored
 
-_GREEDY_BELOW = 1e-5  # a temperature under this would overflow the division, and means the same as 0
+Route = Callable[[Sequence[object | None]], None]
+"""Tells the model's layers which adapter each row of the next forward pass has."""
+
+PREFILL_TOKENS = 256
+"""Prompt tokens of one forward pass: between two passes somebody who left is noticed."""
+_PREFILL_BUDGET = 1024  # prompt tokens that may be read between two tokens of those who are being answered
+_RETRY_AFTER_S = 2
 _log = logging.getLogger(__name__)
-
-
-class Request:
-    """One answer in the making. `emit` gets its pieces, or the EngineError that ended it, from the decoder's thread."""
-
-    def __init__(
-        self, prompt_ids: Sequence[int], sampling: Sampling, emit: Callable[[Piece | EngineError], object]
-    ) -> None:
-        self.prompt_ids = list(prompt_ids)
-        self.sampling = sampling
-        self.emit = emit
-        self.abandoned = False
 
 
 class Decoder:
     """A thread that decodes all open requests together."""
 
-    def __init__(
-        self, model: Any, decode: Callable[[Sequence[int]], str], stop_ids: Sequence[int], *, max_batch: int
-    ) -> None:
-        """`decode` turns ids into text; `stop_ids` end an answer; at most `max_batch` requests share the batch."""
-        self._batch = Batch(model, decode, stop_ids)
+    def __init__(self, model: Any, *, max_batch: int, max_waiting: int, route: Route | None = None) -> None:
+        """At most `max_batch` requests share the batch, and `max_waiting` more may wait for a place in it."""
+        self._batch = Batch(model, route or (lambda adapters: None), self._note_progress)
         self._max_batch = max_batch
+        self._max_waiting = max_waiting
         self._waiting: queue.SimpleQueue[Request | None] = queue.SimpleQueue()  # None: close
+        self._progress_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
 
@@ -52,8 +49,35 @@ class Decoder:
         """Whether requests are still answered."""
         return self._thread.is_alive()
 
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last forward pass."""
+        return time.monotonic() - self._progress_at
+
+    @property
+    def num_open(self) -> int:
+        """Requests that are being answered or wait."""
+        return len(self._batch) + self._waiting.qsize()
+
+    @property
+    def prefixes(self) -> Prefixes:
+        """What is kept of earlier prompts."""
+        return self._batch.prefixes
+
+    def admit(self, num_requests: int) -> None:
+        """Raises EngineBusy where this many more may not wait, EngineError after `close`."""
+        if not self.alive:
+            raise EngineError("the engine is stopped")
+        places = self._max_waiting + self._max_batch - self.num_open
+        if num_requests > places:
+            raise EngineBusy(
+                f"{self.num_open} answers are being made or wait, and {num_requests} more would be too many; "
+                f"ask again in {_RETRY_AFTER_S} s",
+                _RETRY_AFTER_S,
+            )
+
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises EngineError after `close`."""
+        """Queue a request that `admit` let in. Raises EngineError after `close`."""
         if not self.alive:
             raise EngineError("the engine is stopped")
         self._waiting.put(request)
@@ -66,49 +90,57 @@ class Decoder:
     def _run(self) -> None:
         while self._admit():
             self._batch.step()
-        self._batch.fail(EngineError("the engine was stopped"))
+        stopped = EngineError("the engine was stopped")
+        self._batch.fail(stopped)
+        while not self._waiting.empty():
+            request = self._waiting.get()
+            if request is not None:
+                Row(request).give(stopped)
 
     def _admit(self) -> bool:
         """Take waiting requests while there is room; with nothing to decode, wait for one. False: close."""
-        while len(self._batch) < self._max_batch:
+        budget = _PREFILL_BUDGET
+        while len(self._batch) < self._max_batch and (budget > 0 or len(self._batch) == 0):
             try:
                 request = self._waiting.get(block=len(self._batch) == 0)
             except queue.Empty:
                 return True
             if request is None:
                 return False
-            if not request.abandoned:
-                self._batch.join(request)
+            self._note_progress()
+            budget -= self._batch.join(request)
         return True
+
+    def _note_progress(self) -> None:
+        self._progress_at = time.monotonic()
 
 
 class Batch:
     """The running batch: rows, their common cache, and one step that gives every row its next token."""
 
-    def __init__(self, model: Any, decode: Callable[[Sequence[int]], str], stop_ids: Sequence[int]) -> None:
+    def __init__(self, model: Any, route: Route, note_progress: Callable[[], None]) -> None:
         self._model = model
-        self._decode = decode
-        self._stop_ids = frozenset(stop_ids)
-        self._rows: list[_Row] = []
+        self._route = route
+        self._note_progress = note_progress
+        self._rows: list[Row] = []
         self._cache = DynamicCache()
+        self.prefixes = Prefixes()
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def join(self, request: Request) -> None:
-        """Prefill a request, emit its first token's text, and let it take part from the next step on."""
-        row = _Row(request, TextStream(self._decode, request.sampling.stop))
+    def join(self, request: Request) -> int:
+        """Prefill a request, emit its first token's text, and let it take part from the next step on.
+
+        Returns how many tokens were read for it.
+        """
+        row, before = Row(request), self.prefixes.reused_tokens
         try:
-            cache = DynamicCache()
-            ids = torch.tensor([request.prompt_ids], device=self._model.device)
-            logits_V = self._forward(cache, input_ids=ids, logits_to_keep=1)[0]
-            row.take(_choose(logits_V, row), self._stop_ids)
-            if not row.done:
-                self._cache = cache if not self._rows else _joined(self._cache, cache)
-                self._rows.append(row)
+            self._prefill(row)
         except Exception as error:
             _log.exception("prefill of %d tokens failed", len(request.prompt_ids))
             row.give(_as_engine_error(error))
+        return len(request.prompt_ids) - (self.prefixes.reused_tokens - before)
 
     def step(self) -> None:
         """One token for every row; rows that end, or whose client went away, leave."""
@@ -129,29 +161,58 @@ class Batch:
             row.give(error)
         self._rows, self._cache = [], DynamicCache()
 
+    def _prefill(self, row: Row) -> None:
+        request = row.request
+        sampling, owner = request.sampling, request.voice.adapter
+        scoring = sampling.echo and sampling.top_logprobs is not None
+        cache, first = (DynamicCache(), 0) if scoring else self.prefixes.begin(request.prompt_ids, owner)
+        scores: list[TokenScore] = [request.voice.vocabulary.score(request.prompt_ids[0], None)] if scoring else []
+        self._route([owner])
+        for start in range(first, len(request.prompt_ids), PREFILL_TOKENS):
+            if request.abandoned:
+                return
+            ids = torch.tensor([request.prompt_ids[start : start + PREFILL_TOKENS]], device=self._model.device)
+            logits_TV = self._forward(cache, keep=0 if scoring else 1, input_ids=ids)[0]
+            if scoring:
+                nexts = request.prompt_ids[start + 1 : start + 1 + PREFILL_TOKENS]
+                scores += [
+                    scored(logits_V, token, sampling.top_logprobs or 0, request.voice.vocabulary)
+                    for logits_V, token in zip(logits_TV, nexts, strict=False)
+                ]
+        self.prefixes.keep(request.prompt_ids, owner, cache)
+        row.open(scores)
+        if not row.done:
+            row.take(logits_TV[-1])
+        if not row.done:
+            self._cache = cache if not self._rows else _joined(self._cache, cache)
+            self._rows.append(row)
+
     def _decode_one(self) -> None:
         device = self._model.device
         width = self._cache.get_seq_length()
         lengths_B1 = torch.tensor([[row.length] for row in self._rows], device=device)
         columns_T = torch.arange(width + 1, device=device)
-        logits_BV = self._forward(
+        self._route([row.request.voice.adapter for row in self._rows])
+        logits_B1V = self._forward(
             self._cache,
+            keep=1,
             input_ids=torch.tensor([[row.last_id] for row in self._rows], device=device),
             attention_mask=(columns_T >= width - lengths_B1).long(),
             position_ids=lengths_B1,
         )
-        for row, logits_V in zip(self._rows, logits_BV, strict=True):
+        for row, logits_V in zip(self._rows, logits_B1V[:, 0], strict=True):
             row.length += 1
             try:
-                row.take(_choose(logits_V, row), self._stop_ids)
+                row.take(logits_V)
             except EngineError as error:
                 row.give(error)
 
     @torch.inference_mode()
-    def _forward(self, cache: DynamicCache, **inputs: Tensor | int) -> Tensor:
-        """Float32 logits (B, V) of the last position."""
-        logits_B1V: Tensor = self._model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1:]
-        return logits_B1V[:, 0].float()
+    def _forward(self, cache: DynamicCache, *, keep: int, **inputs: Tensor) -> Tensor:
+        """Float32 logits (B, T, V) of the last `keep` positions; 0: of all."""
+        logits_BTV: Tensor = self._model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+        self._note_progress()
+        return logits_BTV.float()
 
     def _keep(self, rows: list[int]) -> None:
         if len(rows) == len(self._rows):
@@ -163,71 +224,6 @@ class Batch:
         first = self._cache.get_seq_length() - max(row.length for row in self._rows)
         for layer in self._cache.layers:
             layer.keys, layer.values = layer.keys[rows, :, first:], layer.values[rows, :, first:]
-
-
-class _Row:
-    """A request inside the batch."""
-
-    def __init__(self, request: Request, text: TextStream) -> None:
-        self.request = request
-        self.length = len(request.prompt_ids)  # tokens in the cache
-        self.last_id = -1  # sampled, not yet in the cache
-        self.done = False
-        self.generator = _generator(request.sampling.seed)
-        self._text = text
-        self._num_tokens = 0
-        self._reported = 0
-
-    def take(self, token_id: int, stop_ids: frozenset[int]) -> None:
-        """Account for a sampled token and emit the text it makes certain."""
-        self.last_id = token_id
-        self._num_tokens += 1
-        ended = token_id in stop_ids
-        text = "" if ended else self._text.push(token_id)
-        reason: FinishReason | None = None
-        if ended or self._text.stopped:
-            reason = "stop"
-        elif self._num_tokens >= self.request.sampling.max_new_tokens:
-            reason = "length"
-        if reason:
-            text += self._text.finish()
-            reason = "stop" if self._text.stopped else reason
-        if text or reason:
-            new, self._reported = self._num_tokens - self._reported, self._num_tokens
-            self.give(Piece(text=text, num_tokens=new, finish_reason=reason))
-
-    def give(self, item: Piece | EngineError) -> None:
-        """Hand something to the client; one that cannot take it any more has gone away."""
-        self.done = isinstance(item, EngineError) or item.finish_reason is not None
-        try:
-            self.request.emit(item)
-        except RuntimeError:  # its event loop is closed
-            self.done = self.request.abandoned = True
-
-
-def _generator(seed: int | None) -> torch.Generator:
-    # On the CPU whatever the model's device: a seed then means the same tokens everywhere.
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
-
-
-def _choose(logits_V: Tensor, row: _Row) -> int:
-    """Sample the next token. Nucleus sampling: Holtzman et al. 2020, arXiv:1904.09751."""
-    sampling = row.request.sampling
-    if not torch.isfinite(logits_V).all():
-        raise EngineError("the model's output is not finite: this checkpoint has diverged; deploy another one")
-    if sampling.temperature < _GREEDY_BELOW:
-        return int(logits_V.argmax())
-    probs_V = torch.softmax(logits_V.cpu() / sampling.temperature, dim=-1)
-    if sampling.top_p < 1:
-        sorted_V, order_V = probs_V.sort(descending=True)
-        beyond_V = sorted_V.cumsum(-1) - sorted_V >= sampling.top_p  # probability *before* a token already suffices
-        probs_V = probs_V.index_fill(0, order_V[beyond_V], 0.0)
-    return int(torch.multinomial(probs_V, 1, generator=row.generator))
 
 
 def _joined(batch: DynamicCache, one: DynamicCache) -> DynamicCache:

@@ -23,6 +23,13 @@ class TextStream:
         self._read = 0
         self._held = ""  # given out by the decoder, but it may be the beginning of a stop text
         self.stopped = False
+        self.released = 0
+        """Characters given out."""
+
+    @property
+    def seen(self) -> int:
+        """Characters that are certain: those given out, and those held back."""
+        return self.released + len(self._held)
 
     def push(self, token_id: int) -> str:
         """New text that is certain. Sets `stopped` when a stop text is complete."""
@@ -43,6 +50,7 @@ class TextStream:
         text = self._release(after[len(before) :])
         if self.stopped:
             return text
+        self.released += len(self._held)
         text, self._held = text + self._held, ""
         return text
 
@@ -52,10 +60,14 @@ class TextStream:
         if found:
             self.stopped = True
             self._held = ""
-            return text[: min(found)]
+            return self._given(text[: min(found)])
         hold = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - hold :]
-        return text[: len(text) - hold]
+        return self._given(text[: len(text) - hold])
+
+    def _given(self, text: str) -> str:
+        self.released += len(text)
+        return text
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -4,7 +4,8 @@ import asyncio
 import queue
 import sys
 import threading
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,9 @@ from typing import Any, Self
 import torch
 
 from service.serving.engines.base import EngineError, Piece, Sampling, Turn
-from service.serving.engines.batching import Decoder, Request
+from service.serving.engines.batching import Decoder
+from service.serving.engines.rows import Request, Voice
+from service.serving.engines.vocabulary import Vocabulary
 from simpo.checkpoint import MANIFEST, read_manifest
 from simpo.config import TokenPolicy
 from simpo.errors import CheckpointError
@@ -21,22 +24,39 @@ from simpo.policy_hash import honoured_policy
 from simpo.records import Message
 from simpo.tokenize import encode_prompt, stop_token_ids
 
+MAX_WAITING = 128
+"""Requests that wait while a batch is full."""
+_FRESH_S = 10.0  # a forward pass no longer ago than this is health enough
+_HUNG_S = 20.0  # Serve gives a health check 30 s
 _PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 
 class TransformersEngine:
     """Engine over a model and tokenizer of transformers."""
 
-    def __init__(self, model: Any, tokenizer: Any, policy: TokenPolicy, *, max_batch: int = 32) -> None:
-        """Take a loaded model. `policy` is the one it was trained with; `max_batch` requests are decoded together."""
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        policy: TokenPolicy,
+        *,
+        max_batch: int = 32,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        """Take a loaded model.
+
+        Args:
+            model: of transformers; it is set up for generation.
+            tokenizer: its tokenizer.
+            policy: the one it was trained with.
+            max_batch: requests decoded together.
+            max_waiting: requests that may wait besides; one more is refused with EngineBusy.
+        """
         self._model = model.eval()
         self._model.set_attn_implementation(plain_attention(self._model.config))
-        self._tokenizer = tokenizer
-        # max_length bounds what was trained on; what may be asked is bounded by the model's context alone.
-        self._policy = replace(policy, max_length=sys.maxsize)
-        # Rust tokenizers refuse to be used by two threads while one of them changes their settings.
-        self._tokenizing = threading.Lock()
-        self._decoder = Decoder(self._model, self._text, stop_token_ids(tokenizer, policy), max_batch=max_batch)
+        self._decoder = Decoder(self._model, max_batch=max_batch, max_waiting=max_waiting)
+        self._tokens = Tokens(tokenizer, policy)
+        self._voice = self._tokens.voice()
 
     @classmethod
     def load(cls, directory: str | Path, *, dtype: str = "float32", max_batch: int = 32) -> Self:
@@ -47,7 +67,7 @@ class TransformersEngine:
                 policy that cannot be honoured.
             ModelError: the architecture is unknown, or the files are no model.
         """
-        manifest = _checked(Path(directory))
+        manifest = checked_manifest(Path(directory))
         tokenizer = load_tokenizer(directory)
         policy = honoured_policy(manifest, tokenizer)
         model = load_model(directory, dtype=dtype)
@@ -63,54 +83,119 @@ class TransformersEngine:
         return int(self._model.config.vocab_size)
 
     def encode_chat(self, turns: Sequence[Turn]) -> list[int]:
-        messages = [Message(role=turn.role, content=turn.content) for turn in turns]
-        with self._tokenizing:
-            return list(encode_prompt(messages, self._tokenizer, self._policy))
+        return self._tokens.encode_chat(turns)
 
     def encode_text(self, text: str) -> list[int]:
-        with self._tokenizing:
-            return list(encode_prompt(text, self._tokenizer, self._policy))
+        return self._tokens.encode_text(text)
 
-    async def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Piece]:
-        loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[Piece | EngineError] = asyncio.Queue()
+    def admit(self, num_requests: int) -> None:
+        self._decoder.admit(num_requests)
 
-        def emit(item: Piece | EngineError) -> None:  # in the decoder's thread; RuntimeError when the loop is closed
-            loop.call_soon_threadsafe(pieces.put_nowait, item)
-
-        request = Request(prompt_ids, sampling, emit)
-        self._decoder.submit(request)
-        try:
-            while True:
-                item = await pieces.get()
-                if isinstance(item, EngineError):
-                    raise item
-                yield item
-                if item.finish_reason:
-                    return
-        finally:
-            request.abandoned = True
+    def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> "AnswerStream":
+        return AnswerStream(self._decoder, prompt_ids, sampling, self._voice)
 
     def warm_up(self) -> None:
-        answer: queue.SimpleQueue[Piece | EngineError] = queue.SimpleQueue()
-        self._decoder.submit(Request(self.encode_text("a"), Sampling(max_new_tokens=1, temperature=0), answer.put))
-        item = answer.get()
-        if isinstance(item, EngineError):
-            raise item
+        self._ask_itself(None)
 
     def check_health(self) -> None:
         if not self._decoder.alive:
             raise EngineError("the decoder's thread has ended")
+        if self._decoder.silent_s > _FRESH_S:
+            self._ask_itself(_HUNG_S)
 
     def close(self) -> None:
         self._decoder.close()
 
-    def _text(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+    def _ask_itself(self, patience_s: float | None) -> None:
+        """One token, waited for as long as forward passes go on."""
+        answer: queue.SimpleQueue[Piece | EngineError] = queue.SimpleQueue()
+        sampling = Sampling(max_new_tokens=1, temperature=0)
+        self._decoder.submit(Request(self.encode_text("a"), sampling, self._voice, answer.put))
+        asked_at = time.monotonic()
+        while True:
+            try:
+                item = answer.get(timeout=patience_s and 0.2)
+            except queue.Empty:
+                waited_s = time.monotonic() - asked_at
+                if self._decoder.silent_s < min(_FRESH_S, waited_s):
+                    return  # it is busy with others, and gets on
+                if patience_s is not None and waited_s > patience_s:
+                    raise EngineError(f"no token came out within {patience_s:.0f} s") from None
+                continue
+            if isinstance(item, EngineError):
+                raise item
+            return
 
 
-def _checked(directory: Path) -> dict[str, Any]:
-    """The manifest ({} without one), after refusing what must not be loaded."""
+class AnswerStream:
+    """The pieces of one answer. The request is on its way once this exists; `aclose` abandons it."""
+
+    def __init__(self, decoder: Decoder, prompt_ids: Sequence[int], sampling: Sampling, voice: Voice) -> None:
+        """Must be made in an event loop. Raises EngineError: the engine is closed."""
+        loop = asyncio.get_running_loop()
+        self._pieces = pieces = asyncio.Queue[Piece | EngineError]()
+        self._over = False
+
+        def emit(item: Piece | EngineError) -> None:  # in the decoder's thread; RuntimeError when the loop is closed
+            loop.call_soon_threadsafe(pieces.put_nowait, item)
+
+        self._request = Request(prompt_ids, sampling, voice, emit)
+        decoder.submit(self._request)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Piece:
+        if self._over:
+            raise StopAsyncIteration
+        item = await self._pieces.get()
+        if isinstance(item, EngineError):
+            self._over = True
+            raise item
+        self._over = item.finish_reason is not None
+        return item
+
+    async def aclose(self) -> None:
+        """Stop the work for this answer, if it goes on."""
+        self._over = self._request.abandoned = True
+
+    def __del__(self) -> None:
+        # A response that is cancelled before its first event never gets to its `finally`.
+        self._request.abandoned = True
+
+
+class Tokens:
+    """A tokenizer under the token policy of training."""
+
+    def __init__(self, tokenizer: Any, policy: TokenPolicy) -> None:
+        self._tokenizer = tokenizer
+        # max_length bounds what was trained on; what may be asked is bounded by the model's context alone.
+        self._policy = replace(policy, max_length=sys.maxsize)
+        # Rust tokenizers refuse to be used by two threads while one of them changes their settings.
+        self._lock = threading.Lock()
+
+    def encode_chat(self, turns: Sequence[Turn]) -> list[int]:
+        """Ids of a conversation that the model is to continue."""
+        messages = [Message(role=turn.role, content=turn.content) for turn in turns]
+        with self._lock:
+            return list(encode_prompt(messages, self._tokenizer, self._policy))
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of plain text."""
+        with self._lock:
+            return list(encode_prompt(text, self._tokenizer, self._policy))
+
+    def voice(self) -> Voice:
+        """The way back, of the base itself."""
+        stop_ids = frozenset(stop_token_ids(self._tokenizer, self._policy))
+        return Voice(vocabulary=Vocabulary(self._tokenizer), stop_ids=stop_ids)
+
+
+def checked_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest ({} without one), after refusing what must not be loaded.
+
+    Raises CheckpointError: no directory, files that differ from the manifest, a pickle.
+    """
     if not directory.is_dir():
         raise CheckpointError(f"there is no directory {directory}: its sweep may have been deleted; deploy another one")
     # Our writer renames a directory into place when its manifest is in it, so without one it is not ours.

@@ -1,0 +1,75 @@
+"""The choice of one answer's tokens: penalties, bias, temperature, nucleus, seed; and their log-probabilities."""
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from service.serving.engines.base import EngineError, Sampling, TokenScore
+from service.serving.engines.vocabulary import Vocabulary
+
+_GREEDY_BELOW = 1e-5  # a temperature under this would overflow the division, and means the same as 0
+
+
+class Sampler:
+    """Chooses the tokens of one answer, in order."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._generator = _generator(sampling.seed)
+        self._counts: Counter[int] = Counter()
+
+    def choose(self, logits_V: Tensor) -> int:
+        """The next token. Raises EngineError: the model has diverged.
+
+        Nucleus sampling: Holtzman et al. 2020, arXiv:1904.09751. Penalties as OpenAI states them, over the tokens of
+        the answer: logit_j - count_j * frequency_penalty - [count_j > 0] * presence_penalty.
+        """
+        if not torch.isfinite(logits_V).all():
+            raise EngineError("the model's output is not finite: this checkpoint has diverged; deploy another one")
+        token_id = self._chosen(self._adjusted(logits_V))
+        self._counts[token_id] += 1
+        return token_id
+
+    def _adjusted(self, logits_V: Tensor) -> Tensor:
+        sampling = self._sampling
+        added = dict(sampling.logit_bias)
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            for token, count in self._counts.items():
+                penalty = count * sampling.frequency_penalty + sampling.presence_penalty
+                added[token] = added.get(token, 0.0) - penalty
+        if not added:
+            return logits_V
+        ids = torch.tensor(list(added), device=logits_V.device)
+        return logits_V.index_add(0, ids, torch.tensor(list(added.values()), device=logits_V.device))
+
+    def _chosen(self, logits_V: Tensor) -> int:
+        sampling = self._sampling
+        if sampling.temperature < _GREEDY_BELOW:
+            return int(logits_V.argmax())
+        probs_V = torch.softmax(logits_V.cpu() / sampling.temperature, dim=-1)
+        if sampling.top_p < 1:
+            sorted_V, order_V = probs_V.sort(descending=True)
+            beyond_V = sorted_V.cumsum(-1) - sorted_V >= sampling.top_p  # probability *before* a token already suffices
+            probs_V = probs_V.index_fill(0, order_V[beyond_V], 0.0)
+        return int(torch.multinomial(probs_V, 1, generator=self._generator))
+
+
+def scored(logits_V: Tensor, token_id: int, num_top: int, vocabulary: Vocabulary) -> TokenScore:
+    """A token's log-probability under float32 logits, with the likeliest in its place."""
+    logp_V = torch.log_softmax(logits_V, dim=-1)
+    best = torch.topk(logp_V, min(num_top, len(logp_V))) if num_top else None
+    top = () if best is None else zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return vocabulary.score(
+        token_id, float(logp_V[token_id]), tuple(vocabulary.score(token, logp) for token, logp in top)
+    )
+
+
+def _generator(seed: int | None) -> torch.Generator:
+    # On the CPU whatever the model's device: a seed then means the same tokens everywhere.
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
