@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ray import tune
 
 from simpo.memory import keep_freed_pages
 from sweeps.board import reference_line
 from sweeps.budget import WallClock, plan_budget
 from sweeps.desk import Desk
-from sweeps.engine import WarmEngine, new_tuner
+from sweeps.engine import WarmEngine
 from sweeps.finals import Bases, Verdict, hold_finals, no_winner
 from sweeps.hours import Hours
 from sweeps.judges import JudgeAccess, check_judges
@@ -28,12 +27,10 @@ from sweeps.retrainings import Retrained, Retrainings, weights_of
 from sweeps.run_dir import Attempt, Record, RunDir
 from sweeps.samplers import check_installed
 from sweeps.search_facts import search_facts
-from sweeps.searcher import StudySearcher
 from sweeps.spec import SweepSpec, parse_spec, spec_hash
 from sweeps.stopping import Stop, ending_told, stoppable
-from sweeps.trial import quiet_transformers, run_trial
+from sweeps.trial import quiet_transformers
 from sweeps.warm_start import check_sources
-from sweeps.worker import run_worker_trial
 
 
 def run_attempt(
@@ -111,7 +108,7 @@ class _Attempt:
         with self.clock.enter("preparing"):
             sealed, splits = self._inputs()
         # Ray comes before the slow part of preparing, so that a Ray that cannot start says so at once.
-        with self._ray() as trials_at_once:
+        with self._ray() as trials_at_once, self._warm(engine, trials_at_once) as warm:
             with self.clock.enter("preparing"):
                 prepared, facts = self._prepare(sealed, splits)
                 for warning in facts.warnings:
@@ -120,20 +117,16 @@ class _Attempt:
             ledger = Ledger(self.attempt, self.spec, prepared, self.clock)
             self.pulse.counts, self.pulse.pids = ledger.counts, lambda: set(ledger.pids)
             self._heed()  # hours that earlier attempts have spent, before a trial starts
-            with self._warm(engine, trials_at_once) as warm:
-                with self.clock.enter("searching"):
-                    self._phase("searching", 0.0, f"searching: {ledger.study.plan.trials} trials")
-                    try:
-                        with self.desk.searching(ledger):
-                            if warm is None:
-                                self._search(ledger, trials_at_once)
-                            else:
-                                warm.search(ledger, self.stop)
-                    finally:
-                        ledger.close()
-                ended = ended_by(ledger, self.clock)
-                finalists = ledger.finalists()
-                retrained = {} if warm is None else self._retrain(ledger, finalists, warm)
+            with self.clock.enter("searching"):
+                self._phase("searching", 0.0, f"searching: {ledger.study.plan.trials} trials")
+                try:
+                    with self.desk.searching(ledger):
+                        warm.search(ledger, self.stop)
+                finally:
+                    ledger.close()
+            ended = ended_by(ledger, self.clock)
+            finalists = ledger.finalists()
+            retrained = self._retrain(ledger, finalists, warm)
         with self.clock.enter("finals"):
             self._phase("finals", 0.0, f"finals: {len(finalists)} finalists")
             if not finalists:
@@ -190,30 +183,10 @@ class _Attempt:
             self.stop.install()  # ray.init has put its own handlers in place
             yield trials_that_fit(self.spec.parallel.trials, workers)
 
-    def _search(self, ledger: Ledger, trials_at_once: int) -> None:
-        workers = self.spec.parallel.workers_per_trial
-        tuner = new_tuner(
-            run_trial if workers == 1 else run_worker_trial,
-            StudySearcher(ledger, trials_at_once, self.stop.check),
-            self.attempt.path,
-            _EndTheSearch(self.stop, self.attempt),
-            workers_per_trial=workers,
-            trials_at_once=trials_at_once,
-            trials=-1,  # the ledger counts: somebody may extend the budget
-        )
-        with self.stop.deferred():
-            try:
-                tuner.fit()
-            except Exception:
-                self.attempt.check()  # a full disk: whatever Tune made of it
-                raise
-        self.attempt.check()
-        shutil.rmtree(self.attempt.path / "tune", ignore_errors=True)  # pickles and empty folders
-
     @contextmanager
-    def _warm(self, engine: WarmEngine | None, trials_at_once: int) -> Iterator[WarmEngine | None]:
-        """The engine that runs the trials; None where nothing is trained after the search: Tune alone does that."""
-        if engine is not None or self.spec.finals.seeds == 1:
+    def _warm(self, engine: WarmEngine | None, trials_at_once: int) -> Iterator[WarmEngine]:
+        """The engine that runs the trials: its processes start while the data is prepared."""
+        if engine is not None:
             yield engine
             return
         workers = self.spec.parallel.workers_per_trial
@@ -293,19 +266,3 @@ class _Attempt:
     def _evaluated(self, message: str, data: dict[str, Any]) -> None:
         self.stop.check()
         self.attempt.append("eval.completed", message, data)
-
-
-class _EndTheSearch(tune.Callback):
-    """Looks for a stop and for a full disk at every step of Tune's loop, which takes a tenth of a second at most."""
-
-    def __init__(self, stop: Stop, attempt: Attempt) -> None:
-        self._stop = stop
-        self._attempt = attempt
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks too, into a file that nobody reads."""
-        return {}
-
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._stop.check()
-        self._attempt.check()

@@ -1,8 +1,9 @@
-"""Ray Tune as it is used here, and one run of it that serves several searches in turn, in the same warm processes.
+"""Ray Tune as it is used here: one run of it that serves a search, or several in turn, in the same warm processes.
 
-Tune gives up its idle actors, and with them imports of 5 to 9 s each. Between two searches each slot is therefore held
-by a trial that rests: it trains nothing and ends when the next search begins. A search begins when all slots rest: Tune
-would give short trials, one after another, to the first process that is up, and drop the others before they are.
+Tune gives up all but one of its idle actors, and with them imports of 5 to 9 s each. A slot without work, between two
+searches or while a search waits for results, is therefore held by a trial that rests: it trains nothing and ends when
+it is woken. A search begins when all slots rest: Tune would give short trials, one after another, to the first process
+that is up, and drop the others before they are.
 """
 
 import contextlib
@@ -25,40 +26,12 @@ from sweeps.worker import DRIVER_CPUS, run_worker_trial
 RETRIES = 2
 """Times that a trial whose process died is started again, from its newest rung."""
 POLL_S = 0.05
-WARMING_S = 180.0
-"""Most that a search waits for processes that are not up yet."""
+WARMING_S = 15.0
+"""Most that a search waits for further processes once one is up: a busy cluster may not have room for all."""
+STIR_S = 1.0
+"""Time between looks at whether a search that waited has work again: a person may have ended a pause."""
 CLOSING_S = 60.0
 """Most that the last trials may take to end when the engine is closed."""
-
-
-def new_tuner(
-    function: Callable[[dict[str, Any]], None],
-    search: Searcher,
-    directory: Path,
-    callback: tune.Callback,
-    *,
-    workers_per_trial: int,
-    trials_at_once: int,
-    trials: int,
-) -> tune.Tuner:
-    """A Tune run that asks `search` for its trials and stops none of them. `trials` -1: as many as it gives."""
-    return tune.Tuner(
-        tune.with_resources(function, {"CPU": 1 if workers_per_trial == 1 else DRIVER_CPUS}),
-        tune_config=tune.TuneConfig(
-            search_alg=search,
-            num_samples=trials,
-            max_concurrent_trials=trials_at_once,
-            reuse_actors=True,
-            trial_dirname_creator=_short_name,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            callbacks=[callback],
-            storage_path=str(directory),
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
-            verbose=0,
-        ),
-    )
 
 
 class WarmEngine:
@@ -80,6 +53,9 @@ class WarmEngine:
         self._thread.start()
         try:
             yield self
+        except BaseException:
+            self.relay.abort()
+            raise
         finally:
             self.relay.close()
             self._thread.join(CLOSING_S)
@@ -89,33 +65,55 @@ class WarmEngine:
         """Run all that the books ask for. Raises Stopped, and what went wrong in Tune."""
         try:
             check = books.attempt.check
-            self._wait(lambda: self.relay.resting == self.trials_at_once, stop, check, limit_s=WARMING_S)
+            self._wait(self._warm(), stop, check)
             self._wait(self.relay.begin(StudySearcher(books, self.trials_at_once)), stop, check)
             check()
         except BaseException:
             self.relay.abort()
             raise
 
-    def _wait(
-        self, over: Callable[[], bool], stop: Stop, check: Callable[[], None], *, limit_s: float = math.inf
-    ) -> None:
-        began = time.monotonic()
-        while not over() and time.monotonic() - began < limit_s:
+    def _warm(self) -> Callable[[], bool]:
+        """Tells whether enough processes are up to begin."""
+        first_up = math.inf
+
+        def warm() -> bool:
+            nonlocal first_up
+            resting, now = self.relay.resting, time.monotonic()
+            first_up = min(first_up, now) if resting else first_up
+            return resting >= self.trials_at_once or now - first_up > WARMING_S
+
+        return warm
+
+    def _wait(self, over: Callable[[], bool], stop: Stop, check: Callable[[], None]) -> None:
+        stirred = time.monotonic()
+        while not over():
             stop.check()
             check()  # the journal's own trouble says more than what Tune makes of it
             if not self._thread.is_alive():
-                raise RuntimeError("the search engine has ended early") from self._error
+                raise RuntimeError(f"the search engine has ended early: {self._error}") from self._error
+            if time.monotonic() - stirred > STIR_S:
+                stirred = time.monotonic()
+                self.relay.stir()
             time.sleep(POLL_S)
 
     def _tune(self) -> None:
-        tuner = new_tuner(
-            run_or_rest if self._workers == 1 else run_or_rest_workers,
-            self.relay,
-            self._directory,
-            _Abort(self.relay),
-            workers_per_trial=self._workers,
-            trials_at_once=self.trials_at_once,
-            trials=-1,
+        function = run_or_rest if self._workers == 1 else run_or_rest_workers
+        tuner = tune.Tuner(
+            tune.with_resources(function, {"CPU": 1 if self._workers == 1 else DRIVER_CPUS}),
+            tune_config=tune.TuneConfig(
+                search_alg=self.relay,
+                num_samples=-1,  # the books count: somebody may extend the budget
+                max_concurrent_trials=self.trials_at_once,
+                reuse_actors=True,
+                trial_dirname_creator=_short_name,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                callbacks=[_Abort(self.relay)],
+                storage_path=str(self._directory),
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                verbose=0,
+            ),
         )
         try:
             tuner.fit()
@@ -124,7 +122,7 @@ class WarmEngine:
 
 
 class Relay(Searcher):
-    """Tune's searcher: passes questions and answers to the search of the moment; between searches trials rest."""
+    """Tune's searcher: passes questions and answers to the search of the moment; slots without work rest."""
 
     def __init__(self, wakes: Path, trials_at_once: int) -> None:
         super().__init__()
@@ -134,13 +132,13 @@ class Relay(Searcher):
         self._lock = threading.RLock()
         self._current: StudySearcher | None = None
         self._live: dict[str, StudySearcher] = {}
-        self._rests: dict[str, bool] = {}  # of those given: whether its process is up
-        self._turn = 0
+        self._rests: dict[str, bool] = {}  # of those that nobody has woken: whether its process is up
+        self._woken: set[str] = set()  # these end by themselves, as soon as they are up
         self._closed = False
 
     @property
     def resting(self) -> int:
-        """Processes that are up and idle."""
+        """Processes that are up and idle, and stay so."""
         with self._lock:
             return sum(self._rests.values())
 
@@ -148,7 +146,7 @@ class Relay(Searcher):
         """Serve this search from now on; the answer tells whether it is over."""
         with self._lock:
             self._current = search
-            self._wake()
+            self._wake(*list(self._rests))
 
         def over() -> bool:
             with self._lock:
@@ -161,28 +159,37 @@ class Relay(Searcher):
         with self._lock:
             self._closed = True
             self._current = None
-            self._wake()
+            self._wake(*list(self._rests))
 
     def abort(self) -> None:
         """End Tune's loop at its next step, whatever runs."""
         self.aborted = True
 
+    def stir(self) -> None:
+        """One of those that rest ends, so that the search is asked again."""
+        with self._lock:
+            if self._current is not None:
+                self._wake_next()
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A trial's config, or that of a rest; None: nothing now; FINISHED: no more searches."""
         with self._lock:
+            if self.aborted:
+                raise _Aborted
             if self._current is not None:
                 told = self._current.suggest(trial_id)
-                if not isinstance(told, str):
-                    if told is not None:
-                        self._live[trial_id] = self._current
+                if isinstance(told, dict):
+                    self._live[trial_id] = self._current
+                    self._wake_next()  # where one goes on there may be work for another
                     return told
-                self._current = None
+                if told is not None:
+                    self._current = None
             if self._closed:
                 return str(Searcher.FINISHED)
-            if len(self._live) + len(self._rests) >= self._trials_at_once:
+            if len(self._live) + len(self._rests) + len(self._woken) >= self._trials_at_once:
                 return None
             self._rests[trial_id] = False
-            return {"rest_until": str(self._wakes / str(self._turn))}
+            return {"rest_until": str(self._wakes / trial_id)}
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """Kept here, or Tune would wrap this searcher in a limiter of its own."""
@@ -200,10 +207,13 @@ class Relay(Searcher):
         """To the search that the trial belongs to."""
         with self._lock:
             self._rests.pop(trial_id, None)
+            self._woken.discard(trial_id)
             if trial_id in self._live:
                 # First told, then forgotten: `over` must not be true before the ledger has the end.
                 self._live[trial_id].on_trial_complete(trial_id, result, error)
                 del self._live[trial_id]
+                # One without a process must not take a slot from a trial: a node may be lost.
+                self._wake(*[rest for rest, up in self._rests.items() if not up])
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journals are the searches' memory."""
@@ -213,16 +223,21 @@ class Relay(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Refused: Tune's files are pickles, and the journals know more."""
-        raise NotImplementedError("a comparison is resumed from its journals: python -m sweeps compare SPEC --out DIR")
+        raise NotImplementedError("a search is resumed from its journals: python -m sweeps resume DIR")
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher into a file that nobody reads: leave everything out of it."""
         return {}
 
-    def _wake(self) -> None:
-        with contextlib.suppress(FileNotFoundError):  # the engine has never run
-            (self._wakes / str(self._turn)).touch()
-        self._turn += 1
+    def _wake_next(self) -> None:
+        self._wake(*[rest for rest, up in self._rests.items() if up][:1])
+
+    def _wake(self, *rests: str) -> None:
+        for rest in rests:
+            del self._rests[rest]
+            self._woken.add(rest)
+            with contextlib.suppress(FileNotFoundError):  # the engine's folder is gone, and the rest with it
+                (self._wakes / rest).touch()
 
 
 class _Aborted(Exception):

@@ -5,7 +5,6 @@ All decisions are made elsewhere; Tune only runs what it is given.
 Ray's own OptunaSearch tells Optuna that stopped trials are complete and leaves others running for ever.
 """
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from ray.tune.search import Searcher
@@ -39,12 +38,10 @@ class Books(Protocol):
         """Its last word; None, or one without an outcome: its process died."""
 
 
-class StudySearcher(Searcher):
-    """Asks the books for trials, carries their words back. One search, one process; never restored from a file."""
+class StudySearcher:
+    """Asks the books for trials, carries their words back. One search."""
 
-    def __init__(self, books: Books, max_concurrent: int, check: Callable[[], None] = lambda: None) -> None:
-        super().__init__()
-        self._check = check  # raises when it is time to stop: in a pause without a running trial Tune only asks
+    def __init__(self, books: Books, max_concurrent: int) -> None:
         self._books = books
         self._max_concurrent = max_concurrent
         # Tune names its trials itself; ours are stable over attempts.
@@ -54,7 +51,6 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A trial's config; None: nothing now; FINISHED: no more."""
-        self._check()
         if len(self._live) >= self._max_concurrent:
             return None
         assignment = self._books.next()
@@ -63,11 +59,6 @@ class StudySearcher(Searcher):
         self._numbers[trial_id] = self._books.number_of(assignment.trial_id)
         self._live.add(trial_id)
         return assignment.as_config()
-
-    def set_max_concurrency(self, max_concurrent: int) -> bool:
-        """Kept here, or Tune would wrap this searcher in a limiter of its own."""
-        self._max_concurrent = max_concurrent
-        return True
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Every report but the one that Tune repeats at the end."""
@@ -88,17 +79,3 @@ class StudySearcher(Searcher):
         if attempt.broken is not None:
             return  # the attempt is over, the trial is not: a successor goes on with it
         self._books.end(self._numbers[trial_id], update or self._last.pop(trial_id, None))
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal is the search's memory."""
-
-    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing: the journal is the search's memory."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Refused: Tune's files are pickles, and the journal knows more."""
-        raise NotImplementedError("a search is resumed from its journal: python -m sweeps resume DIR")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher into a file that nobody reads: leave the study and the journal out of it."""
-        return {}

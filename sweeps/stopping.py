@@ -22,7 +22,6 @@ class Stop:
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self._deferred = False
 
     def install(self) -> None:
         """Handle SIGTERM and SIGINT; only a main thread can."""
@@ -45,24 +44,9 @@ class Stop:
         if self.reason is not None:
             raise Stopped(self.reason)
 
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """In here the handler only takes note, and whoever waits must call `check`.
-
-        Ray turns what a handler raises within `ray.wait` into a SystemError, now and then.
-        """
-        self.check()
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-        self.check()
-
     def _on_signal(self, number: int, frame: object) -> None:
         self.reason = self.reason or f"stopped by {signal.Signals(number).name}"
-        if not self._deferred:
-            raise Stopped(self.reason)
+        raise Stopped(self.reason)
 
 
 @contextmanager

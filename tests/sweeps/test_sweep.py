@@ -107,7 +107,7 @@ def test_an_orphan_stops_at_the_higher_claim(tmp_path: Path, ray_cluster: str) -
     run.write_spec(parse_spec({"name": "orphan"}).model_dump(mode="json"))
 
     def usurp(record: Record) -> None:
-        if record["type"] == "job.phase" and run.highest() == 1:
+        if "making the base model" in record["message"] and run.highest() == 1:
             run.claim(2)
 
     with pytest.raises(Stopped, match="newer attempt"):
