@@ -10,16 +10,23 @@ from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
+from service.audit import note_refusal
 from service.auth import Authenticator
 from service.clock import Clock, SystemClock
 from service.cluster import Jobs, RayJobs
 from service.context import Context
 from service.datasets import forget_files
+from service.deliveries import forget as forget_deliveries
 from service.errors import NotFound, ServiceError, invalid, pointer_of, render
+from service.events import TOLD
 from service.examine import Doctor
 from service.gate import Gate
+from service.gauges import Gauges
 from service.idempotency import Posts
+from service.metrics import Metrics
+from service.openapi import DescribedAPI
 from service.reconcile import Reconciler
 from service.routes import (
     comparisons,
@@ -37,6 +44,7 @@ from service.routes import (
     sweeps,
     trials,
 )
+from service.routes import webhooks as webhooks_routes
 from service.serving.deployer import Deployer, ServeDeployer, listen_address
 from service.settings import Settings
 from service.store import Store
@@ -64,6 +72,7 @@ def create_app(
     clock: Clock | None = None,
     models: httpx.AsyncClient | None = None,
     doctor: Doctor | None = None,
+    webhooks: Callable[[], httpx.AsyncBaseTransport] | None = None,
     failpoint: Callable[[str], None] = lambda name: None,
 ) -> FastAPI:
     """Wire the parts together; nothing is opened before the application starts.
@@ -76,6 +85,7 @@ def create_app(
         clock: time.
         models: client to Serve's HTTP proxy.
         doctor: who looks at datasets; default: a process of its own.
+        webhooks: how their deliveries travel; default: to public addresses alone.
         failpoint: called at named places of writes; tests end the process there.
 
     Raises:
@@ -83,6 +93,10 @@ def create_app(
     """
     clock = clock or SystemClock()
     store = store or Store(settings.database_url)
+    metrics = Metrics(clock)
+    store.watch(lambda info: metrics.told(info.get(TOLD, ())), lambda kind: metrics.database_errors.labels(kind).inc())
+    if settings.reconcile:
+        metrics.add(Gauges(store, clock))
     posts = Posts(store, clock, failpoint)
     reconciler = Reconciler(
         store=store,
@@ -91,27 +105,37 @@ def create_app(
         settings=settings,
         clock=clock,
         doctor=doctor,
+        metrics=metrics,
+        webhooks=webhooks,
         housekeeping=lambda: _forget(posts, store, settings, clock),
         failpoint=failpoint,
     )
     context = Context(
         settings=settings,
         store=store,
+        everything=store,
         clock=clock,
         posts=posts,
         hub=Hub(store),
         reconciler=reconciler,
+        metrics=metrics,
         models=models or _to_serve(settings.serve_url),
     )
-    app = FastAPI(title="simpo", version="1", docs_url=None, redoc_url=None, lifespan=_lifespan)
+    app = DescribedAPI(lifespan=_lifespan)
     app.state.context = context
-    app.add_middleware(Gate, authenticator=Authenticator(store, clock), max_upload=settings.max_dataset_bytes)
+    app.add_middleware(
+        Gate,
+        authenticator=Authenticator(store, clock),
+        max_upload=settings.max_dataset_bytes,
+        refused=lambda asked: note_refusal(store, asked, clock),
+    )
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(HTTPException, _http_error)
     for router in (health.router, sweeps.sweeps, sweeps.runs, trials.sweeps, edits.router, events.sweeps, events.runs):
         app.include_router(router)
     for router in (deployments.router, registry.router, evaluations.router, promotions.router, events.rest):
         app.include_router(router)
+    app.include_router(webhooks_routes.router)
     for router in (comparisons.router, datasets.router, files.router, fine_tuning.router):
         app.include_router(router)
     if settings.proxy_models:
@@ -123,6 +147,8 @@ def _forget(posts: Posts, store: Store, settings: Settings, clock: Clock) -> Non
     posts.forget_old()
     with store.read() as session:
         forget_files(session, settings, clock.now())
+    with store.write() as session:
+        forget_deliveries(session, clock.now())
 
 
 @asynccontextmanager
@@ -159,7 +185,7 @@ async def _bad_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     faults = []
     for item in error.errors():
-        place = item["loc"][1:] if item["loc"][0] in ("body", "query", "path") else item["loc"]
+        place = item["loc"][1:] if item["loc"][0] in ("body", "query", "path", "header") else item["loc"]
         if item["type"] == "json_invalid":
             faults.append(("", f"the body is not JSON: {item['ctx']['error']}"))
             continue
@@ -176,9 +202,20 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         return _answer(request, NotFound(f"There is nothing at {request.url.path}."))
-    answer = ServiceError(str(error.detail), code=f"http_{error.status_code}", headers=error.headers)
+    if error.status_code == 400:  # the framework's word for a body whose bytes are no text
+        return _answer(request, invalid([("", "the body is not JSON: it must be UTF-8")]))
+    headers = {**(error.headers or {}), **({"allow": _allowed(request)} if error.status_code == 405 else {})}
+    answer = ServiceError(str(error.detail), code=f"http_{error.status_code}", headers=headers)
     answer.status = error.status_code
     return _answer(request, answer)
+
+
+def _allowed(request: Request) -> str:
+    """Every method of a path: the framework names those of the first route that it fits."""
+    known = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+    scopes = {method: {**request.scope, "method": method} for method in known}
+    routes = request.app.routes
+    return ", ".join(m for m in known if any(route.matches(scopes[m])[0] == Match.FULL for route in routes))
 
 
 def _answer(request: Request, error: ServiceError) -> Response:

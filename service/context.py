@@ -1,19 +1,26 @@
-"""What the routes need, made once by `create_app` and handed to each request."""
+"""What the routes need, made once by `create_app` and handed to each request as far as its caller may see."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import httpx
 from fastapi import Depends, Header, Request, Security
 from fastapi.security import HTTPBearer
+from pydantic import AfterValidator
 
+from service.audit import Asked, Recorder
 from service.auth import Caller
 from service.clock import Clock
-from service.idempotency import Posts
+from service.idempotency import Posts, checked_key
+from service.metrics import Metrics
 from service.reconcile import Reconciler
 from service.settings import Settings
+from service.shown import Shown
 from service.store import Store
 from service.stream import Hub
+
+NOBODY = ""
+"""Project of a request without a key: it sees no rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,20 +29,38 @@ class Context:
 
     settings: Settings
     store: Store
+    """In a request: the database as the caller's project sees it."""
+    everything: Store
+    """The whole database. For what is about the installation, not about a project: keys, projects, health."""
     clock: Clock
     posts: Posts
     hub: Hub
+    shown: Shown = field(default_factory=Shown)
+    """What lists have said of rows that did not change since."""
     reconciler: Reconciler
+    metrics: Metrics
     models: httpx.AsyncClient
     """To Ray Serve; knows neither our keys nor the caller's."""
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:
     context: Context = request.app.state.context
-    return context
+    caller: Caller | None = getattr(request.state, "caller", None)
+    if caller is None:
+        store = context.store.within(NOBODY)
+    else:
+        asked = Asked(
+            caller=caller,
+            scope=request.state.scope,
+            action=f"{request.method} {request.scope['route'].path}",
+            named=tuple(request.path_params.values()),
+            request_id=request.state.request_id,
+        )
+        store = context.store.within(caller.project, Recorder(asked, context.clock))
+    return replace(context, store=store, posts=context.posts.over(store))
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:
     caller: Caller = request.state.caller  # set by service.gate, which lets nobody through without one
     return caller
 
@@ -44,5 +69,10 @@ bearer = Security(HTTPBearer(auto_error=False, description="A key of `simpo up`.
 ContextDep = Annotated[Context, Depends(_context)]
 CallerDep = Annotated[Caller, Depends(_caller)]
 IdempotencyKey = Annotated[
-    str | None, Header(description="1-255 characters, one per wish: a repeated POST is answered as the first was.")
+    str | None,
+    Header(
+        description="One per wish: a repeated POST is answered as the first was.",
+        json_schema_extra={"pattern": "^[!-~]([ -~]{0,253}[!-~])?$"},
+    ),
+    AfterValidator(checked_key),
 ]

@@ -16,6 +16,7 @@ from service.errors import BadRequest, Invalid
 from service.models import Deployment
 from service.models_data import Dataset
 from service.orders import run_order, sweep_order
+from service.reach import check_reach
 from service.rows import Order
 from service.settings import Settings
 from service.states import DatasetState, DeploymentState
@@ -113,6 +114,7 @@ def tuning(session: Session, settings: Settings, name: str, request: Request) ->
     try:
         order = ordered(_AUTO_STEPS)
         order = ordered(_steps(order, request.training_file, shown["n_epochs"]))
+        check_reach(session, settings, order.spec)
     except Invalid as error:
         faults = [(_param(pointer, where), message) for pointer, message in error.errors]
         param, message = faults[0] if faults else ("", error.detail)

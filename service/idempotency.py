@@ -1,5 +1,6 @@
 """POSTs whose repetition does nothing new: the answer is stored in the transaction of the effect."""
 
+import copy
 import hashlib
 import json
 import threading
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from pydantic_core import PydanticCustomError
 from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -16,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from service.auth import Caller
 from service.clock import Clock
-from service.errors import InFlight, Invalid, invalid
+from service.errors import InFlight, Invalid
 from service.models import IdempotentAnswer
 from service.store import Store
 
@@ -31,6 +33,14 @@ class Answer:
     status: int
     body: dict[str, Any]
     headers: dict[str, str] = field(default_factory=dict)
+
+
+def checked_key(key: str | None) -> str | None:
+    """An Idempotency-Key as it came. Raises what pydantic makes a 422 of."""
+    if key is not None and not (0 < len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
+        words = "must be 1 to {most} printable characters of ASCII"
+        raise PydanticCustomError("idempotency_key", words, {"most": _MAX_KEY})
+    return key
 
 
 class Posts:
@@ -51,7 +61,7 @@ class Posts:
         An effect that raises is rolled back and not stored: its key may be used again.
 
         Raises:
-            Invalid: 422, a key that is too long, or was used for another request.
+            Invalid: 422, a key that was used for another request.
             InFlight: 409, the first request with this key is still at work in this process.
         """
         if key is None:
@@ -60,14 +70,18 @@ class Posts:
                 self._failpoint("post.before_commit")
             self._failpoint("post.after_commit")
             return _response(answer)
-        if not key or len(key) > _MAX_KEY or not key.isprintable():
-            raise invalid([("/idempotency-key", f"must be 1 to {_MAX_KEY} printable characters")])
         with self._reserved(caller.key_id, key):
             try:
                 return self._run_once(route, body, key, caller, effect)
             except IntegrityError:
                 # Another process was first with this key or with the same name: now its row can be read.
                 return self._run_once(route, body, key, caller, effect)
+
+    def over(self, store: Store) -> "Posts":
+        """The same, with what is in flight, over another view of the database: a project's."""
+        narrowed = copy.copy(self)
+        narrowed._store = store
+        return narrowed
 
     def forget_old(self) -> None:
         """Delete stored answers past their time."""

@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.models import Base
+from service.models import Base, Owned
 
 
 class Project(Base):
@@ -24,15 +24,13 @@ class Project(Base):
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 (SQLAlchemy's own form)
 
 
-class AuditEntry(Base):
+class AuditEntry(Owned, Base):
     """One change that somebody made, or was refused. Written in the transaction of the change, never changed."""
 
     __tablename__ = "audit"
     __table_args__ = (Index("ix_audit_project", "project", "id"), Index("ix_audit_object", "object"))
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
-    project: Mapped[str] = mapped_column(String(40))
-    """Of the one who asked."""
     actor: Mapped[str] = mapped_column(String(40))
     """Id of the key."""
     actor_name: Mapped[str]

@@ -14,6 +14,7 @@ from service.evaluations import gate_of, gate_on
 from service.ids import new_id
 from service.models import Sweep
 from service.models_registry import Promotion, RegistryModel
+from service.reach import check_reach
 from service.settings import Settings
 from service.states import LIVE_PROMOTIONS, PromotionState, promotion_verbs
 from service.winners import chosen
@@ -43,6 +44,7 @@ def create_promotion(
     version is in production.
     """
     gate = gate_of(wish.gate)
+    check_reach(session, settings, gate.model_dump(mode="json"), within=("gate",))
     if wish.version is None:
         assert wish.sweep is not None  # the request's own check
         found = chosen(session, settings, wish.sweep, wish.checkpoint)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from service import events
 from service.clock import Clock
 from service.follow import ROLLING, follow_aliases
-from service.models import Deployment
+from service.models import DEFAULT_PROJECT, Deployment
 from service.pauses import Pauses
 from service.rows import wanted_deployments
 from service.serving.deployer import Deployer, DeployerError, DesiredDeployment, ObservedDeployment
@@ -46,7 +46,7 @@ class Rollout:
         steady = all(row.state in settled and row.desired == "SERVE" and row.reason != ROLLING for row in rows)
         if not rows or (steady and self._clock.monotonic() < self._steady_until) or not self._pauses.over("serve"):
             return
-        wanted = [_desired(row) for row in rows if row.desired == "SERVE"]
+        wanted = [desired(row) for row in rows if row.desired == "SERVE"]
         try:
             seen = self._deployer.observe()
             if _differs(wanted, seen):
@@ -102,8 +102,12 @@ class Rollout:
             events.append(session, row, "deployment.rolled_out", text, facts, now=now)
 
 
-def _desired(row: Deployment) -> DesiredDeployment:
-    return DesiredDeployment(id=row.id, name=row.name, model_path=row.model_path, revision=row.revision)
+def desired(row: Deployment) -> DesiredDeployment:
+    """What Serve is told of a row."""
+    project = None if row.project == DEFAULT_PROJECT else row.project
+    return DesiredDeployment(
+        id=row.id, name=row.name, model_path=row.model_path, revision=row.revision, project=project
+    )
 
 
 def _differs(wanted: list[DesiredDeployment], seen: Observed) -> bool:

@@ -24,22 +24,28 @@ ROLES: Mapping[str, frozenset[str]] = {
 }
 """What a key may do by its role. A member searches, trains, deploys; production and keys are an admin's."""
 
-_WRITES: Sequence[tuple[str, str]] = (
-    ("/v1/sweeps", "jobs:write"),
-    ("/v1/runs", "jobs:write"),
-    ("/v1/evaluations", "jobs:write"),
-    ("/v1/comparisons", "jobs:write"),
-    ("/v1/fine_tuning", "jobs:write"),
-    ("/v1/datasets", "datasets:write"),
-    ("/v1/files", "datasets:write"),
-    ("/v1/registry", "models:promote"),
-    ("/v1/promotions", "models:promote"),
-    ("/v1/deployments", "deployments:write"),
-    ("/v1/models", "deployments:write"),
-    ("/v1/chat", "inference"),
-    ("/v1/completions", "inference"),
+_NEEDS: Sequence[tuple[str, str, str]] = (
+    ("/v1/sweeps", "read", "jobs:write"),
+    ("/v1/runs", "read", "jobs:write"),
+    ("/v1/evaluations", "read", "jobs:write"),
+    ("/v1/comparisons", "read", "jobs:write"),
+    ("/v1/fine_tuning", "read", "jobs:write"),
+    ("/v1/datasets", "read", "datasets:write"),
+    ("/v1/files", "read", "datasets:write"),
+    ("/v1/registry", "read", "models:promote"),
+    ("/v1/promotions", "read", "models:promote"),
+    ("/v1/deployments", "read", "deployments:write"),
+    ("/v1/models", "inference", "deployments:write"),
+    ("/v1/chat", "inference", "inference"),
+    ("/v1/completions", "inference", "inference"),
+    ("/v1/quotas", "read", "operator"),
+    ("/v1/capacity", "read", "operator"),
+    ("/v1/webhooks", "admin", "admin"),
+    ("/v1/keys", "admin", "admin"),
+    ("/v1/audit", "admin", "admin"),
+    ("/v1/projects", "operator", "operator"),
 )
-"""First part of a path -> what anything but reading needs there."""
+"""First part of a path -> what reading needs there, and what anything else needs."""
 
 
 def held(role: str | None, scopes: Collection[str] | None) -> frozenset[str] | None:
@@ -56,9 +62,13 @@ def allows(scopes: Collection[str] | None, needed: str) -> bool:
 
 def scope_of(method: str, path: str) -> str:
     """The one scope that this request needs."""
-    if method in ("GET", "HEAD"):
-        return "inference" if _under(path, "/v1/models") else "read"
-    return next((scope for prefix, scope in _WRITES if _under(path, prefix)), "admin")
+    reads = method in ("GET", "HEAD")
+    return next((read if reads else write for prefix, read, write in _NEEDS if _under(path, prefix)), "admin")
+
+
+def is_named(path: str) -> bool:
+    """Whether a line of the table speaks of this path."""
+    return any(_under(path, prefix) for prefix, _, _ in _NEEDS)
 
 
 def _under(path: str, prefix: str) -> bool:

@@ -81,7 +81,7 @@ class Store:
         self._committed(session.info)
 
     def within(self, project: str, recorder: object | None = None) -> "Store":
-        """The same database as one project sees and changes it (`service.tenancy`). `recorder` notes what is changed."""
+        """The same database as one project sees and changes it (`service.tenancy`). `recorder` notes the changes."""
         narrowed = copy.copy(self)
         info = {PROJECT: project, RECORDER: recorder}
         narrowed._read = _Within(self._project_read, info)

@@ -15,7 +15,8 @@ from service.idempotency import Answer
 from service.models import COMPARISON, Sweep
 from service.orders import comparison_order, plan_of
 from service.pages import etag, page, single
-from service.routes.sweeps import PROBLEMS, CreateQuery, SweepQuery, cancelled, find, listed
+from service.reach import check_reach
+from service.routes.sweeps import PLANNED, PROBLEMS, CreateQuery, SweepQuery, cancelled, find, listed
 from service.schemas import Json, PageOf
 from service.schemas_comparisons import ComparisonOut, comparison_json
 from sweeps.comparison_spec import ComparisonSpec
@@ -31,7 +32,7 @@ class ComparisonBody(RootModel[Json]):
         return handler(ComparisonSpec.__pydantic_core_schema__)
 
 
-@router.post("", status_code=202, responses={202: {"model": ComparisonOut}})
+@router.post("", status_code=202, responses={202: {"model": ComparisonOut}, **PLANNED})
 def create_comparison(
     request: Request,
     body: ComparisonBody,
@@ -43,6 +44,7 @@ def create_comparison(
     """Ask for a comparison, or with validate_only for the plan of each method."""
     with context.store.read() as session:
         order = comparison_order(body.root, lambda dataset_id: located(session, context.settings, dataset_id))
+        check_reach(session, context.settings, order.spec)
         if query.validate_only:
             rows.check_name(session, order, caller.project)
             return JSONResponse(plan_of(order))

@@ -23,9 +23,11 @@ from service.intake import take_file
 from service.models_data import Dataset
 from service.orders import source_fault
 from service.pages import PageQuery, check_if_match, etag, page, single
+from service.reach import check_reach
 from service.routes.sweeps import PROBLEMS
 from service.schemas import NAME, PageOf
 from service.schemas_data import DatasetOut, PreviewOut, ReportOut, ValidateIn, dataset_json, report_json
+from service.settings import Settings
 from service.states import DatasetState
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], dependencies=[bearer], responses=PROBLEMS)
@@ -44,6 +46,12 @@ UPLOAD_BODY = {
     }
 }
 """How an upload looks in the OpenAPI document: its body is read as a stream."""
+
+
+UPLOADED: dict[int | str, dict[str, Any]] = {
+    201: {"model": DatasetOut, "description": "Stored"},
+    200: {"model": DatasetOut, "description": "The dataset that holds the same bytes already"},
+}
 
 
 class UploadQuery(BaseModel):
@@ -74,7 +82,7 @@ class PreviewQuery(BaseModel):
     """Rows; above 100 it is lowered to 100."""
 
 
-@router.post("", status_code=201, responses={201: {"model": DatasetOut}}, openapi_extra=UPLOAD_BODY)
+@router.post("", status_code=201, responses=UPLOADED, openapi_extra=UPLOAD_BODY)
 async def create_dataset(
     request: Request,
     context: ContextDep,
@@ -141,7 +149,7 @@ def validate_dataset(
     wanted = (body or ValidateIn()).model_dump(mode="json")
 
     def effect(session: Session, now: datetime) -> Answer:
-        _check(session, dataset_id, wanted)
+        _check(session, context.settings, dataset_id, wanted)
         row = datasets.want_validation(session, dataset_id, wanted, caller, now)
         session.flush()
         return Answer(status=202, body=dataset_json(row), headers={"etag": etag(row.version)})
@@ -205,11 +213,12 @@ def _find(session: Session, dataset_id: str) -> Dataset:
     return row
 
 
-def _check(session: Session, dataset_id: str, wanted: dict[str, Any]) -> None:
+def _check(session: Session, settings: Settings, dataset_id: str, wanted: dict[str, Any]) -> None:
     datasets.ready(session, dataset_id)
     beside = session.get(Dataset, wanted["eval"]) if wanted["eval"] is not None else None
     if wanted["eval"] is not None and (beside is None or beside.state == DatasetState.DELETED):
         raise invalid([("/eval", f"there is no dataset {wanted['eval']}")])
+    check_reach(session, settings, wanted)
     model = wanted["base_model"]
     if model is None:
         return

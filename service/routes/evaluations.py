@@ -14,6 +14,7 @@ from service.evaluations import Contender, evaluation_order, gate_of, gate_on
 from service.idempotency import Answer
 from service.models import EVALUATION, Sweep
 from service.pages import etag, page, single
+from service.reach import check_reach
 from service.routes.sweeps import PROBLEMS, SweepQuery, cancelled, find, listed
 from service.schemas import Json, PageOf
 from service.schemas_registry import EvaluationIn, EvaluationOut, evaluation_json
@@ -34,6 +35,7 @@ def create_evaluation(
 
     def effect(session: Session, now: datetime) -> Answer:
         gate = gate_of(body.gate)
+        check_reach(session, context.settings, gate.model_dump(mode="json"), within=("gate",))
         found = chosen(session, context.settings, body.sweep, body.checkpoint)
         sweep = session.get_one(Sweep, body.sweep)
         candidate = Contender(chosen=found, label=f"{sweep.name}, {found.checkpoint}")

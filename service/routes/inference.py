@@ -13,41 +13,49 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from service.context import CallerDep, Context, ContextDep, bearer
 from service.errors import BadRequest, NotFound, Unavailable
 from service.models import Deployment
+from service.rollout import desired
 from service.rows import want_deletion
-from service.serving.deployer import route_prefix
+from service.schemas_tuning import (
+    STREAMED,
+    ChatIn,
+    CompletionIn,
+    DeletedOut,
+    ServedModelOut,
+    ServedModelsOut,
+    asked,
+)
 from service.states import DeploymentState
 
 router = APIRouter(prefix="/v1", tags=["inference"], dependencies=[bearer])
 
-_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 _PASSED_ON = ("content-type", "retry-after", "cache-control")
 
 
-@router.post("/chat/completions", openapi_extra=_BODY)
+@router.post("/chat/completions", responses=STREAMED, openapi_extra=asked(ChatIn))
 async def chat_completions(request: Request, context: ContextDep) -> Response:
     """OpenAI's chat completions, by the deployment that `model` names; streamed when asked for."""
     return await _forward(request, context, "/v1/chat/completions")
 
 
-@router.post("/completions", openapi_extra=_BODY)
+@router.post("/completions", responses=STREAMED, openapi_extra=asked(CompletionIn))
 async def completions(request: Request, context: ContextDep) -> Response:
     """OpenAI's completions, likewise."""
     return await _forward(request, context, "/v1/completions")
 
 
-@router.get("/models")
+@router.get("/models", responses={200: {"model": ServedModelsOut}})
 def list_models(context: ContextDep) -> Response:
     """Deployments that answer now."""
     return JSONResponse({"object": "list", "data": [_model(row) for row in _deployments(context) if _ready(row)]})
 
 
-@router.get("/models/{model}")
+@router.get("/models/{model}", responses={200: {"model": ServedModelOut}})
 def get_model(model: str, context: ContextDep) -> Response:
     """One of them."""
     return JSONResponse(_model(_find(context, model)))
 
 
-@router.delete("/models/{model}")
+@router.delete("/models/{model}", responses={200: {"model": DeletedOut}})
 def delete_model(model: str, context: ContextDep, caller: CallerDep) -> Response:
     """Take a deployment away, as OpenAI's client does: by its name, without If-Match. Its checkpoint stays."""
     with context.store.write() as session:
@@ -70,7 +78,8 @@ async def _forward(request: Request, context: Context, path: str) -> Response:
         "accept-encoding": "identity",
         "x-request-id": request.state.request_id,
     }
-    onward = context.models.build_request("POST", route_prefix(deployment.name) + path, content=body, headers=headers)
+    prefix = desired(deployment).route_prefix
+    onward = context.models.build_request("POST", prefix + path, content=body, headers=headers)
     try:
         answer = await context.models.send(onward, stream=True)
     except httpx.HTTPError as error:

@@ -5,7 +5,8 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
 from sqlalchemy import select
 from sqlalchemy.orm import Session, defer
 from starlette.responses import JSONResponse, Response
@@ -18,13 +19,17 @@ from service.expected import hours_of
 from service.idempotency import Answer
 from service.models import Sweep
 from service.orders import Lookup, plan_of, run_order, sweep_order
-from service.pages import PageQuery, etag, page, single, states_in
+from service.pages import PageQuery, etag, page_of, single, states_in, words_of
+from service.reach import check_reach
 from service.rows import Order
-from service.schemas import Json, PageOf, Problem, RunBody, SweepBody, SweepOut, sweep_json
+from service.schemas import Json, PageOf, PlanOut, Problem, RunBody, SweepBody, SweepOut, sweep_json
+from service.shown import Shown
 from service.states import State
 
+PLANNED: dict[int | str, dict[str, Any]] = {200: {"model": PlanOut, "description": "The plan (validate_only)"}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {"4XX": {"model": Problem}, "5XX": {"model": Problem}}
 ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": SweepOut, "description": "Accepted: the state tells more"}}
+ACCEPTED_OR_PLANNED = {**ACCEPTED, **PLANNED}
 
 sweeps = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], dependencies=[bearer], responses=PROBLEMS)
 runs = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[bearer], responses=PROBLEMS)
@@ -42,12 +47,12 @@ class CreateQuery(BaseModel):
 class SweepQuery(PageQuery):
     """Filters of the lists of everything that is a Ray job."""
 
-    state: str | None = None
+    state: Annotated[str, Field(json_schema_extra={"pattern": words_of(State)})] | None = None
     """E.g. RUNNING; several with commas."""
     name: str | None = None
 
 
-@sweeps.post("", status_code=202, responses=ACCEPTED)
+@sweeps.post("", status_code=202, responses=ACCEPTED_OR_PLANNED)
 def create_sweep(
     request: Request,
     body: SweepBody,
@@ -60,7 +65,7 @@ def create_sweep(
     return _create(request, sweep_order, body.root, context, caller, idempotency_key, query.validate_only)
 
 
-@runs.post("", status_code=202, responses=ACCEPTED)
+@runs.post("", status_code=202, responses=ACCEPTED_OR_PLANNED)
 def create_run(
     request: Request,
     body: RunBody,
@@ -123,7 +128,11 @@ def find(session: Session, kind: str, sweep_id: str) -> Sweep:
 
 def listed(session: Session, kind: str, query: SweepQuery) -> Sequence[Sweep]:
     """A page of the rows of that kind and one more, without results and plans. Raises a 422 for an unknown state."""
-    wanted = select(Sweep).where(Sweep.kind == kind).options(defer(Sweep.result), defer(Sweep.plan))
+    return session.scalars(_paged(select(Sweep).options(defer(Sweep.result), defer(Sweep.plan)), kind, query)).all()
+
+
+def _paged(wanted: Any, kind: str, query: SweepQuery) -> Any:
+    wanted = wanted.where(Sweep.kind == kind)
     if query.state is not None:
         wanted = wanted.where(Sweep.state.in_(states_in(query.state, State)))
     if query.name is not None:
@@ -131,7 +140,7 @@ def listed(session: Session, kind: str, query: SweepQuery) -> Sequence[Sweep]:
     down = query.order == "desc"
     if query.after is not None:
         wanted = wanted.where(Sweep.id < query.after if down else Sweep.id > query.after)
-    return session.scalars(wanted.order_by(Sweep.id.desc() if down else Sweep.id).limit(query.size + 1)).all()
+    return wanted.order_by(Sweep.id.desc() if down else Sweep.id).limit(query.size + 1)
 
 
 def cancelled(
@@ -166,6 +175,7 @@ def _create(
 ) -> Response:
     with context.store.read() as session:
         order = parse(body, lambda dataset_id: located(session, context.settings, dataset_id))
+        check_reach(session, context.settings, order.spec)
     if validate_only:
         with context.store.read() as session:
             rows.check_name(session, order, caller.project)
@@ -183,9 +193,24 @@ def _create(
 
 def _list(request: Request, kind: str, context: Context, query: SweepQuery) -> Response:
     with context.store.read() as session:
-        found = listed(session, kind, query)
-        counts = rows.trial_counts(session, (row.id for row in found))
-    return page(request, [sweep_json(row, counts.get(row.id, {}), whole=False) for row in found], query)
+        marks = session.execute(_paged(select(Sweep.id, Sweep.version), kind, query)).all()
+        counts = rows.trial_counts(session, [sweep_id for sweep_id, _ in marks])
+        items = _shown(session, context.shown, marks, counts)
+    return page_of(request, items, query)
+
+
+def _shown(
+    session: Session, memory: Shown, marks: Sequence[Any], counts: Mapping[str, dict[str, int]]
+) -> list[tuple[str, bytes]]:
+    """(id, JSON) of each; read are those that changed since they were last shown. `marks`: (id, version)."""
+    keys = {id: (id, version, tuple(sorted(counts.get(id, {}).items()))) for id, version in marks}
+    known = {id: text for id, key in keys.items() if (text := memory.get(key)) is not None}
+    if missing := [id for id in keys if id not in known]:
+        wanted = select(Sweep).where(Sweep.id.in_(missing)).options(defer(Sweep.result), defer(Sweep.plan))
+        for row in session.scalars(wanted):
+            known[row.id] = to_json(sweep_json(row, counts.get(row.id, {}), whole=False), inf_nan_mode="null")
+            memory.put((row.id, row.version, keys[row.id][2]), known[row.id])  # it may have changed once more
+    return [(id, known[id]) for id in keys]
 
 
 def _get(request: Request, kind: str, sweep_id: str, context: Context) -> Response:

@@ -26,8 +26,9 @@ IMPORT_PATH = "service.serving.app:build"
 SERVE_DEPLOYMENT = "Model"
 """Name of the one Serve deployment inside each application; service/serving/app.py gives its class the same name."""
 
-# Serve's application states. An unknown word of a later Ray counts as PENDING: never READY by accident.
-_STATES: Mapping[str, State] = {"RUNNING": "READY", "DEPLOY_FAILED": "FAILED", "UNHEALTHY": "FAILED"}
+# An unknown word of a later Ray counts as PENDING: never READY by accident.
+STATES: Mapping[str, State] = {"RUNNING": "READY", "DEPLOY_FAILED": "FAILED", "UNHEALTHY": "FAILED"}
+"""Serve's application states in our words."""
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _MODULES = re.compile(r"^(?:\w+\.)+(?=\w+: )")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -61,6 +62,8 @@ class DesiredDeployment:
     """Checkpoint directory, as the Ray nodes see it."""
     revision: int = 1
     """Raise it to roll the deployment over to another model_path, or to load the same one again."""
+    project: str | None = None
+    """Whose it is: names are unique within a project. None: the default one's."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -71,7 +74,7 @@ class DesiredDeployment:
     @property
     def route_prefix(self) -> str:
         """Path under which Serve answers for this deployment."""
-        return route_prefix(self.name)
+        return route_prefix(self.name, self.project)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,42 @@ class ObservedDeployment:
     """For FAILED: the cause, one sentence."""
     revision: int | None = None
     """The revision that `state` speaks of; None when Serve does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replicas:
+    """What every deployment's Serve application is made of."""
+
+    num_cpus: float = 0.5
+    """Logical CPUs of a replica."""
+    max_ongoing_requests: int = 32
+    """Requests decoded together by a replica."""
+    max_queued_requests: int = 128
+    """Requests that wait; beyond them Serve answers 503."""
+
+    def application(self, deployment: DesiredDeployment) -> dict[str, Any]:
+        """The application in the form of Serve's configuration."""
+        return {
+            "name": deployment.id,
+            "route_prefix": deployment.route_prefix,
+            "import_path": IMPORT_PATH,
+            "args": {
+                "name": deployment.name,
+                "model_path": deployment.model_path,
+                "revision": deployment.revision,
+                "max_batch": self.max_ongoing_requests,
+            },
+            "deployments": [
+                {
+                    "name": SERVE_DEPLOYMENT,
+                    "num_replicas": 1,
+                    "max_ongoing_requests": self.max_ongoing_requests,
+                    "max_queued_requests": self.max_queued_requests,
+                    "max_surge_percent": 100,
+                    "ray_actor_options": {"num_cpus": self.num_cpus},
+                }
+            ],
+        }
 
 
 class Deployer(Protocol):
@@ -136,9 +175,9 @@ class ServeDeployer:
             timeout_s: for each request to the dashboard.
             transport: for tests.
         """
-        self._num_cpus = num_cpus
-        self._max_ongoing_requests = max_ongoing_requests
-        self._max_queued_requests = max_queued_requests
+        self._replicas = Replicas(
+            num_cpus=num_cpus, max_ongoing_requests=max_ongoing_requests, max_queued_requests=max_queued_requests
+        )
         self._http_options = {"host": http_host, "port": http_port}
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # trust_env off: a proxy variable of the machine must not carry Ray's token away.
@@ -148,8 +187,8 @@ class ServeDeployer:
         self._where = urlsplit(dashboard_url).netloc
 
     def apply(self, desired: Sequence[DesiredDeployment]) -> None:
-        _refuse_duplicates(desired)
-        wanted = {d.id: self._application(d) for d in desired}
+        refuse_duplicates(desired)
+        wanted = {d.id: self._replicas.application(d) for d in desired}
         if _configs(self._applications()) == wanted:
             return  # a PUT without a change would start Serve, or wake a failed application, for nothing
         body = {"http_options": self._http_options, "applications": list(wanted.values())}
@@ -159,7 +198,7 @@ class ServeDeployer:
         found = {}
         for app_id, details in self._applications().items():
             config = details.get("deployed_app_config") or {}
-            state = _STATES.get(details["status"], "PENDING")
+            state = STATES.get(details["status"], "PENDING")
             found[app_id] = ObservedDeployment(
                 state=state,
                 message=_cause(details) if state == "FAILED" else "",
@@ -170,29 +209,6 @@ class ServeDeployer:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
-
-    def _application(self, deployment: DesiredDeployment) -> dict[str, Any]:
-        return {
-            "name": deployment.id,
-            "route_prefix": deployment.route_prefix,
-            "import_path": IMPORT_PATH,
-            "args": {
-                "name": deployment.name,
-                "model_path": deployment.model_path,
-                "revision": deployment.revision,
-                "max_batch": self._max_ongoing_requests,
-            },
-            "deployments": [
-                {
-                    "name": SERVE_DEPLOYMENT,
-                    "num_replicas": 1,
-                    "max_ongoing_requests": self._max_ongoing_requests,
-                    "max_queued_requests": self._max_queued_requests,
-                    "max_surge_percent": 100,
-                    "ray_actor_options": {"num_cpus": self._num_cpus},
-                }
-            ],
-        }
 
     def _applications(self) -> dict[str, dict[str, Any]]:
         details = self._ask("GET").json()
@@ -219,9 +235,14 @@ class ServeDeployer:
         return answer
 
 
-def route_prefix(name: str) -> str:
-    """Path under Serve's URL where the deployment `name` answers."""
-    return f"/d/{name}"
+def route_prefix(name: str, project: str | None = None) -> str:
+    """Where Serve answers for a deployment. A project has a folder of its own; the default one has none."""
+    return f"/d/{name}" if project is None else f"/d/{project}/{name}"
+
+
+def project_of(prefix: str) -> str | None:
+    """The inverse: whose deployment answers there."""
+    return prefix.removeprefix("/d/").rpartition("/")[0] or None
 
 
 def listen_address(serve_url: str) -> tuple[str, int]:
@@ -235,12 +256,18 @@ def listen_address(serve_url: str) -> tuple[str, int]:
     return host, url.port or (443 if url.scheme == "https" else 80)
 
 
-def _refuse_duplicates(desired: Sequence[DesiredDeployment]) -> None:
-    for field in ("id", "name"):
-        values = [getattr(d, field) for d in desired]
+def refuse_duplicates(desired: Sequence[DesiredDeployment]) -> None:
+    """Raises ConfigError where two share an id or a name."""
+    names = [d.name if d.project is None else f"{d.project}/{d.name}" for d in desired]
+    for field, values in (("id", [d.id for d in desired]), ("name", names)):
         twice = sorted({v for v in values if values.count(v) > 1})
         if twice:
             raise ConfigError(f"{', '.join(twice)} is used by more than one deployment; each needs its own", field)
+
+
+def cause(texts: Sequence[str]) -> str:
+    """The first that says something, in one sentence: the exception at the end of a traceback."""
+    return next((sentence for text in texts if (sentence := _last_sentence(text))), "Ray Serve gave no reason")
 
 
 def _configs(applications: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -251,10 +278,9 @@ def _configs(applications: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, 
 
 
 def _cause(details: Mapping[str, Any]) -> str:
-    """The cause of a failure in one sentence, out of the tracebacks in Serve's messages; the replica's come first."""
+    """The cause of a failure, out of Serve's messages; the replica's come first."""
     deployments = details.get("deployments") or {}
-    texts = [d.get("message", "") for d in deployments.values()] + [details.get("message", "")]
-    return next((sentence for text in texts if (sentence := _last_sentence(text))), "Ray Serve gave no reason")
+    return cause([d.get("message", "") for d in deployments.values()] + [details.get("message", "")])
 
 
 def _last_sentence(text: str) -> str:

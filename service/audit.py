@@ -1,0 +1,167 @@
+"""The audit log: one row for each change that somebody made or was refused, in the transaction of the change.
+
+Nobody calls it: the sessions of a request (`service.tenancy`) tell the recorder what they are about to write, so
+a route that is added later is noted too. What changed nothing (a repeated POST, a wish that was there already) has no
+row.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import inspect
+from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.orm.attributes import PASSIVE_NO_INITIALIZE, get_history
+
+from service.auth import Caller
+from service.clock import Clock
+from service.ids import new_id
+from service.models_people import AuditEntry
+from service.store import Store
+
+DONE = "done"
+REFUSED = "refused"
+_CONSEQUENCES = frozenset({"audit", "events", "idempotency", "webhook_deliveries"})
+"""Tables whose rows come with a change and are none themselves."""
+_CHANGES = "changes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One request, as the log tells it."""
+
+    caller: Caller
+    scope: str
+    """What the request needed."""
+    action: str
+    """Method and route."""
+    named: Collection[str]
+    """What its path names."""
+    request_id: str
+
+
+@dataclass(kw_only=True)
+class _Change:
+    row: Any
+    new: bool
+    before: str | None
+    gone: bool = False
+
+
+@dataclass(kw_only=True)
+class _Changes:
+    rows: dict[int, _Change] = field(default_factory=dict)
+    bulk: bool = False
+
+
+class Recorder:
+    """Notes what the sessions of one request change."""
+
+    def __init__(self, asked: Asked, clock: Clock) -> None:
+        self._asked = asked
+        self._clock = clock
+
+    def before_flush(self, session: Session) -> None:
+        """Remember what a row was before its first change in this transaction."""
+        known = _changes(session).rows
+        for row in [*session.new, *session.dirty, *session.deleted]:
+            if inspect(type(row)).local_table.name in _CONSEQUENCES:
+                continue
+            if id(row) not in known and (row not in session.dirty or session.is_modified(row)):
+                new = row in session.new
+                known[id(row)] = _Change(row=row, new=new, before=None if new else _hash(_before(row)))
+            if row in session.deleted and id(row) in known:
+                known[id(row)].gone = True
+
+    def bulk(self, state: ORMExecuteState) -> None:
+        """An UPDATE or DELETE that names no row."""
+        mapper = state.bind_mapper
+        if mapper is None or mapper.local_table.name not in _CONSEQUENCES:
+            _changes(state.session).bulk = True
+
+    def before_commit(self, session: Session) -> None:
+        """Add the row of the log, if anything changed."""
+        session.flush()
+        changes = _changes(session)
+        if not changes.rows and not changes.bulk:
+            return
+        main = _main(list(changes.rows.values()), self._asked.named)
+        session.add(
+            _entry(
+                self._asked,
+                self._clock,
+                outcome=DONE,
+                object=_id(main.row) if main is not None else next(iter(self._asked.named), None),
+                before=None if main is None else main.before,
+                after=None if main is None or main.gone else _hash(_values(main.row)),
+            )
+        )
+
+
+def note_refusal(store: Store, asked: Asked, clock: Clock) -> None:
+    """Write down that a caller was refused for want of rights. Nothing else was changed by the request."""
+    object = next(iter(asked.named), None)
+    with store.write() as session:
+        session.add(_entry(asked, clock, outcome=REFUSED, object=object, before=None, after=None))
+
+
+def plain_path(path: str) -> str:
+    """A path as it was sent, which may hold anything, in letters that every database takes."""
+    return quote(path)[:200]
+
+
+def _entry(asked: Asked, clock: Clock, *, outcome: str, object: str | None, **hashes: str | None) -> AuditEntry:
+    now = clock.now()
+    return AuditEntry(
+        id=new_id("aud", now),
+        project=asked.caller.project,
+        actor=asked.caller.key_id,
+        actor_name=asked.caller.name,
+        scope=asked.scope,
+        action=asked.action,
+        object=None if object is None else quote(object, safe="/@:")[:127],
+        outcome=outcome,
+        request_id=asked.request_id,
+        created_at=now,
+        **hashes,
+    )
+
+
+def _changes(session: Session) -> _Changes:
+    found: _Changes = session.info.setdefault(_CHANGES, _Changes())
+    return found
+
+
+def _main(changes: list[_Change], named: Collection[str]) -> _Change | None:
+    """The row that the request was about: what its path names, else the last that somebody made by it."""
+    for change in changes:
+        if not change.new and {str(getattr(change.row, key, None)) for key in ("id", "name")} & set(named):
+            return change
+    made = [change for change in changes if change.new and hasattr(change.row, "created_by")]
+    return (made or changes or [None])[-1 if made else 0]
+
+
+def _id(row: Any) -> str:
+    return "/".join(str(part) for part in inspect(row).identity or ())
+
+
+def _values(row: Any) -> Mapping[str, Any]:
+    state = inspect(row)
+    keys = (attribute.key for attribute in state.mapper.column_attrs)
+    return {key: state.dict[key] for key in keys if key in state.dict}
+
+
+def _before(row: Any) -> Mapping[str, Any]:
+    values = dict(_values(row))
+    for key in values:
+        gone = get_history(row, key, PASSIVE_NO_INITIALIZE).deleted
+        if gone:
+            values[key] = gone[0]
+    return values
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
