@@ -25,6 +25,7 @@ from service.examine import Doctor
 from service.gate import Gate
 from service.gauges import Gauges
 from service.idempotency import Posts
+from service.kube import cluster_api
 from service.metrics import Metrics
 from service.openapi import DescribedAPI
 from service.reconcile import Reconciler
@@ -46,6 +47,7 @@ from service.routes import (
 )
 from service.routes import webhooks as webhooks_routes
 from service.serving.deployer import Deployer, ServeDeployer, listen_address
+from service.serving.rayservice import RayServiceDeployer
 from service.settings import Settings
 from service.store import Store
 from service.stream import Hub
@@ -101,7 +103,7 @@ def create_app(
     reconciler = Reconciler(
         store=store,
         jobs=jobs or RayJobs(settings.ray_jobs_url, settings.ray_token, driver_resource=settings.driver_resource),
-        deployer=deployer or _serve_deployer(settings),
+        deployer=deployer or _deployer(settings),
         settings=settings,
         clock=clock,
         doctor=doctor,
@@ -175,8 +177,11 @@ def _to_serve(url: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=url, timeout=_REPLICA_TIMEOUT, limits=limits, trust_env=False, verify=secure)
 
 
-def _serve_deployer(settings: Settings) -> ServeDeployer:
+def _deployer(settings: Settings) -> Deployer:
     host, port = listen_address(settings.serve_url)
+    if settings.deploy_by == "rayservice":
+        force, kube = settings.kube_force, cluster_api(settings)
+        return RayServiceDeployer(kube, settings.rayservice, http_host=host, http_port=port, force=force)
     return ServeDeployer(settings.serve_dashboard_url, settings.ray_token, http_host=host, http_port=port)
 
 

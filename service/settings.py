@@ -57,6 +57,20 @@ class Settings:
     """Custom Ray resource of the nodes that may run drivers; unset: the head."""
     driver_stop_s: int = _env("SIMPO_DRIVER_STOP_S", 15)
     """Seconds a stopped driver has to write its last records before Ray kills it."""
+    submit_by: str = _env("SIMPO_SUBMIT_BY", "jobs")
+    """How drivers start: jobs (the Jobs API of a standing Ray cluster) or rayjob (each a RayJob, queued by Kueue)."""
+    rayjob_template: str = _env("SIMPO_RAYJOB_TEMPLATE", "simpo-sweep-template")
+    """Name of the suspended RayJob whose pods every submitted one has."""
+    deploy_by: str = _env("SIMPO_DEPLOY_BY", "serve")
+    """How models are deployed: serve (Serve's REST API) or rayservice (the configuration of a KubeRay RayService)."""
+    rayservice: str = _env("SIMPO_RAYSERVICE", "simpo-serving")
+    """Name of that RayService."""
+    kube_force: bool = _env("SIMPO_KUBE_FORCE", False)
+    """Take the RayService's configuration back from whoever else edited it. False: say so, and leave it."""
+    kube_namespace: str | None = _env("SIMPO_KUBE_NAMESPACE", None)
+    """Namespace of these objects; unset: the pod's own, or that of the kubeconfig's context."""
+    kubeconfig: str | None = _env("SIMPO_KUBECONFIG", None)
+    """Way to the Kubernetes API outside a cluster, a file as kubectl has it; unset: the pod's ServiceAccount."""
     project_sweeps: int | None = _env("SIMPO_PROJECT_SWEEPS", None)
     """Sweeps and runs of one project at once, where its quotas say nothing else; unset: max_running_sweeps alone."""
     project_trials: int | None = _env("SIMPO_PROJECT_TRIALS", None)
@@ -75,6 +89,18 @@ class Settings:
     """Claim with the project's name or id; with dots a way into objects."""
     oidc_role_claim: str = _env("SIMPO_OIDC_ROLE_CLAIM", "simpo_role")
     """Claim with the role, or with a list that holds one."""
+    webhook_loopback: bool = _env("SIMPO_WEBHOOK_LOOPBACK", False)
+    """Deliver webhooks to this machine too, by plain http and on any port: for development and tests alone."""
+    webhook_timeout_s: float = _env("SIMPO_WEBHOOK_TIMEOUT_S", 10.0)
+    """Seconds that one attempt to deliver may take in all."""
+    webhook_disable_after_s: float = _env("SIMPO_WEBHOOK_DISABLE_AFTER_S", 259200.0)
+    """A webhook to which nothing got through for so long is DISABLED."""
+    log_format: str = _env("SIMPO_LOG_FORMAT", "auto")
+    """json: one object a line; text: for people; auto: text on a terminal, else json."""
+    log_level: str = _env("SIMPO_LOG_LEVEL", "INFO")
+    """DEBUG, INFO (a line for every request), WARNING or ERROR."""
+    drain_s: float = _env("SIMPO_DRAIN_S", 0.5)
+    """Seconds after SIGTERM in which the API still answers, is not ready, and ends its event streams."""
     public_judges: bool = _env("SIMPO_PUBLIC_JUDGES", False)
     """Send judges' requests to public addresses alone, and keys only where <NAME>_URL says: for specs of strangers."""
     max_dataset_bytes: int = _env("SIMPO_MAX_DATASET_BYTES", 1 << 30)
@@ -92,7 +118,8 @@ class Settings:
         if not self.database_url.startswith(("sqlite:///", "postgresql+psycopg://")):
             # The URL itself may hold a password: it is not repeated here.
             raise ConfigError("must start with sqlite:/// or postgresql+psycopg://", variable_of("database_url"))
-        for name in ("reconcile_interval_s", "heartbeat_stale_s", "heartbeat_hung_s", "doctor_timeout_s"):
+        times = ("reconcile_interval_s", "heartbeat_stale_s", "heartbeat_hung_s", "doctor_timeout_s")
+        for name in (*times, "webhook_timeout_s", "webhook_disable_after_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"must be greater than 0, not {getattr(self, name)}", variable_of(name))
         counts = ("max_running_sweeps", "max_attempts", "driver_stop_s", "max_dataset_bytes", "doctor_memory_mb")
@@ -103,6 +130,12 @@ class Settings:
             limit = getattr(self, name)
             if limit is not None and not limit >= (0 if name == "project_hours" else 1):
                 raise ConfigError(f"must not be {limit}: unset it for no limit", variable_of(name))
+        choices = {"submit_by": ("jobs", "rayjob"), "deploy_by": ("serve", "rayservice")}
+        for name, words in (("log_format", ("auto", "json", "text")), ("log_level", _LEVELS), *choices.items()):
+            if getattr(self, name) not in words:
+                raise ConfigError(f"must be one of {', '.join(words)}", variable_of(name))
+        if not 0 <= self.drain_s < 3600:
+            raise ConfigError(f"must be 0 or more seconds, not {self.drain_s}", variable_of("drain_s"))
         period = self.project_hours_period
         if period not in ("month", "total"):
             raise ConfigError(f"must be month or total, not {period!r}", variable_of("project_hours_period"))
@@ -160,6 +193,7 @@ def check_https(url: str | None, field: str) -> None:
         raise ConfigError(f"must look like https://host/path, not {url!r}", field)
 
 
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _BOOLS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 

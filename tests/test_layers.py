@@ -38,7 +38,7 @@ FORBIDDEN: Mapping[str, frozenset[str]] = {
 """What a package may not import, not even lazily."""
 DATA_PLANE = "service/serving/"  # runs inside Ray Serve: may import Ray, torch and simpo whole
 
-HEAVY = ("torch", "transformers", "datasets", "optuna", "ray")
+HEAVY = ("torch", "transformers", "datasets", "optuna", "ray", "kubernetes")
 LIGHT_BELOW = (  # what the control plane may import from the layers below, and so must be as light as itself
     *("simpo.config", "simpo.errors", "sweeps.spec", "sweeps.spaces", "sweeps.run_dir", "sweeps.budget"),
 )

@@ -12,10 +12,12 @@ from sqlalchemy import select
 
 from service.app import create_app
 from service.auth import create_key
+from service.cluster import Jobs
 from service.context import Context
 from service.examine import Doctor
 from service.models import Attempt, Deployment, Event, Sweep, Trial
 from service.reconcile import Reconciler
+from service.serving.deployer import Deployer
 from service.settings import Settings
 from service.store import Store
 from tests.fakes import FakeClock, FakeDeployer, FakeDriver, FakeJobs
@@ -113,13 +115,26 @@ def make_plane(
     *,
     serve: httpx.AsyncBaseTransport | None = None,
     doctor: Doctor | None = None,
+    real_deployer: Deployer | None = None,
+    real_jobs: Jobs | None = None,
     **changes: Any,
 ) -> Iterator[Plane]:
-    """A plane with changed settings, as a generator fixture. `serve`: what answers as Ray Serve's HTTP proxy."""
+    """A plane with changed settings, as a generator fixture. `serve`: what answers as Ray Serve's HTTP proxy.
+
+    `real_deployer`, `real_jobs`: work instead of the fakes, which then are idle.
+    """
     settings = replace(settings, **changes)
     store, jobs, deployer, clock = Store(settings.database_url), FakeJobs(), FakeDeployer(), FakeClock()
     models = httpx.AsyncClient(base_url="http://serve.test", transport=serve) if serve else None
-    app = create_app(settings, store=store, jobs=jobs, deployer=deployer, clock=clock, models=models, doctor=doctor)
+    app = create_app(
+        settings,
+        store=store,
+        jobs=real_jobs or jobs,
+        deployer=real_deployer or deployer,
+        clock=clock,
+        models=models,
+        doctor=doctor,
+    )
     context: Context = app.state.context
     with TestClient(app, raise_server_exceptions=False) as client:
         key = create_key(store, "tests")
