@@ -118,13 +118,17 @@ _PAST: Mapping[str, str] = {
     "cancel": "cancelled",
     "clone_trial": "asked to clone a trial",
     "delete": "deleted",
+    "enable": "enabled",
     "extend": "extended",
     "pause": "paused",
     "resume": "resumed",
+    "retry": "tried again",
     "rollback": "rolled back",
+    "rotate": "given a new secret",
     "space": "given another space",
     "stop": "stopped",
     "stop_trial": "asked to stop a trial",
+    "test": "tested",
 }
 
 

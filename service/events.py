@@ -8,12 +8,15 @@ from typing import Any, Literal, Protocol
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service import outbox
 from service.clock import rfc3339
 from service.errors import invalid
 from service.models import Event
 
 RECONCILER = "reconciler"
 DRIVER = "driver"
+TOLD = "told"
+"""Key of a session's `info`: its new events, for whoever counts them once they are committed (`Store.write`)."""
 Level = Literal["info", "warn", "error"]
 
 
@@ -37,24 +40,29 @@ def append(
     actor: str = RECONCILER,
     attempt: int | None = None,
     journal_seq: int | None = None,
-) -> None:
-    """Add one event. `parent` is locked by this transaction, so numbers have no gaps and appear in order."""
+) -> Event:
+    """Add one event, to the history and to the outbox of webhooks.
+
+    `parent` is locked by this transaction, so numbers have no gaps and appear in order.
+    """
     parent.event_seq += 1
-    session.add(
-        Event(
-            parent_id=parent.id,
-            project=parent.project,
-            seq=parent.event_seq,
-            type=kind,
-            level=level,
-            actor=actor,
-            message=message,
-            data=data or {},
-            attempt=attempt,
-            journal_seq=journal_seq,
-            created_at=now,
-        )
+    event = Event(
+        parent_id=parent.id,
+        project=parent.project,
+        seq=parent.event_seq,
+        type=kind,
+        level=level,
+        actor=actor,
+        message=message,
+        data=data or {},
+        attempt=attempt,
+        journal_seq=journal_seq,
+        created_at=now,
     )
+    session.add(event)
+    session.info.setdefault(TOLD, []).append(event)
+    outbox.offer(session, event)
+    return event
 
 
 def read(session: Session, parent_id: str, *, after: int, limit: int, order: str = "asc") -> Sequence[Event]:
@@ -89,7 +97,7 @@ def event_id(seq: int) -> str:
 
 def seq_of(cursor: str | None, pointer: str = "/after") -> int:
     """The number behind an event's id; 0 for none. Raises Invalid (422) for anything else."""
-    if not cursor:
+    if cursor is None:
         return 0
     match = re.fullmatch(r"evt_(\d{1,15})", cursor)
     if match is None:

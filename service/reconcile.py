@@ -12,9 +12,13 @@ import socket
 import threading
 from collections.abc import Callable
 
+import httpx
+
 from service.clock import Clock
 from service.cluster import Jobs
+from service.courier import Courier
 from service.examine import Doctor, Examinations
+from service.metrics import Metrics
 from service.promote import Promoter
 from service.rollout import Rollout
 from service.serving.deployer import Deployer
@@ -30,7 +34,7 @@ _HOUSEKEEPING_S = 3600.0
 
 
 class Reconciler:
-    """Three loops, each with a thread and a lease of its own: Serve and the doctor take minutes, sweeps do not wait."""
+    """Loops, each with a thread and a lease of its own: Serve, receivers and the doctor take long, no sweep waits."""
 
     def __init__(
         self,
@@ -41,10 +45,14 @@ class Reconciler:
         settings: Settings,
         clock: Clock,
         doctor: Doctor | None = None,
+        metrics: Metrics | None = None,
+        webhooks: Callable[[], httpx.AsyncBaseTransport] | None = None,
         housekeeping: Callable[[], None] = lambda: None,
         failpoint: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """`doctor`: default: a process. `housekeeping`: done once an hour.
+        """`doctor`: default: a process. `webhooks`: how they travel; default: to public addresses.
+
+        `metrics`: of this process. `housekeeping`: done once an hour.
 
         `failpoint`: called at named places; tests end the process there.
         """
@@ -54,14 +62,27 @@ class Reconciler:
         self._tuner = Tuner(store, settings, clock)
         self._rollout = Rollout(store, deployer, clock, failpoint)
         self._examinations = Examinations(store, settings, clock, doctor)
+        metrics = metrics or Metrics(clock)
+        self._courier = Courier(
+            store, settings, clock, metrics=metrics, transport=webhooks, done=lambda: self._loops[2].wake()
+        )
         self._housekeeping = housekeeping
         self._housekept_at = float("-inf")
         holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._loops = [
-            _Loop(name, step, store=store, clock=clock, holder=holder, interval_s=settings.reconcile_interval_s)
+            _Loop(
+                name,
+                step,
+                store=store,
+                clock=clock,
+                metrics=metrics,
+                holder=holder,
+                interval_s=settings.reconcile_interval_s,
+            )
             for name, step in (
                 ("reconciler", self._step_sweeps),
                 ("deployments", self._step_deployments),
+                ("webhooks", self._courier.step),
                 ("datasets", self._step_datasets),
             )
         ]
@@ -78,6 +99,7 @@ class Reconciler:
             loop.stop()
         for loop in self._loops:
             loop.join(max(0.0, deadline - self._clock.monotonic()))
+        self._courier.close()
 
     def wake(self) -> None:
         """There is something new: look now."""
@@ -88,6 +110,11 @@ class Reconciler:
     def alive(self) -> bool:
         """True while the threads work."""
         return all(loop.alive for loop in self._loops)
+
+    @property
+    def delivering(self) -> bool:
+        """Whether a webhook's delivery is on its way from here."""
+        return not self._courier.idle
 
     def run_once(self) -> None:
         """One pass over everything that this process has the lease for."""
@@ -114,12 +141,21 @@ class _Loop:
     """One step, again and again, by whoever has its lease."""
 
     def __init__(
-        self, name: str, step: Callable[[], bool], *, store: Store, clock: Clock, holder: str, interval_s: float
+        self,
+        name: str,
+        step: Callable[[], bool],
+        *,
+        store: Store,
+        clock: Clock,
+        metrics: Metrics,
+        holder: str,
+        interval_s: float,
     ) -> None:
         self._name = name
         self._step = step
         self._store = store
         self._clock = clock
+        self._metrics = metrics
         self._holder = holder
         self._interval_s = interval_s
         self._renew_at = 0.0
@@ -156,7 +192,12 @@ class _Loop:
 
     def run_once(self) -> bool:
         """One step, if this process has the lease. True when another one at once is worth it."""
-        return self._leads() and self._step()
+        leads = self._leads()
+        self._metrics.leads.labels(self._name).set(leads)
+        if not leads:
+            return False
+        with self._metrics.one_pass(self._name):
+            return self._step()
 
     def _leads(self) -> bool:
         """Take or keep the lease; a third of its time may pass before it is written again."""

@@ -109,6 +109,24 @@ class PromotionState(StrEnum):
     ROLLED_BACK = "ROLLED_BACK"
 
 
+class WebhookState(StrEnum):
+    """Of a webhook."""
+
+    ACTIVE = "ACTIVE"
+    DISABLED = "DISABLED"
+    """Told of nothing until somebody enables it; its reason says why."""
+    DELETED = "DELETED"
+
+
+class DeliveryState(StrEnum):
+    """Of one event on its way to one webhook."""
+
+    PENDING = "PENDING"
+    DELIVERED = "DELIVERED"
+    DEAD = "DEAD"
+    """Given up. It can be asked for again."""
+
+
 MOVES: Mapping[str, frozenset[str]] = {
     State.VALIDATING: frozenset({State.PENDING, State.FAILED, State.CANCELLING, State.CANCELLED}),
     State.PENDING: frozenset({State.RUNNING, State.FAILED, State.CANCELLING, State.CANCELLED}),

@@ -17,6 +17,7 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 """(host, port) -> addresses."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_UNICAST = ipaddress.ip_network("2000::/3")  # all of IPv6 that is handed out; ::1.2.3.4 and fec0:: lie outside
 # IPv4 addresses in the clothes of global IPv6 ones.
 _TUNNELS = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
 
@@ -63,6 +64,8 @@ def is_public(address: str) -> bool:
     """Whether this is an address of the public internet."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     ip = getattr(ip, "ipv4_mapped", None) or ip
+    if ip.version == 6 and ip not in _UNICAST:
+        return False
     return ip.is_global and not ip.is_multicast and not any(ip in net for net in _TUNNELS if net.version == ip.version)
 
 

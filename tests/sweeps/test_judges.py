@@ -133,6 +133,7 @@ def test_urls_are_canonical() -> None:
         *((each, False) for each in ("127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "0.0.0.0")),
         *((each, False) for each in ("100.64.0.1", "224.0.0.1", "::1", "fe80::1%eth0", "fd00::1", "::")),
         *((each, False) for each in ("::ffff:127.0.0.1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2001:0:7f00::1")),
+        *((each, False) for each in ("::127.0.0.1", "::ffff:0:127.0.0.1", "fec0::1", "4000::1")),
     ],
 )
 def test_addresses_that_are_public(address: str, public: bool) -> None:
