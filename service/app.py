@@ -1,6 +1,5 @@
 """The control plane's HTTP application. `create_app(settings)`; `uvicorn --factory service.app:factory`."""
 
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -19,6 +18,7 @@ from service.cluster import Jobs, RayJobs
 from service.context import Context
 from service.datasets import forget_files
 from service.deliveries import forget as forget_deliveries
+from service.drain import Drain
 from service.errors import NotFound, ServiceError, invalid, pointer_of, render
 from service.events import TOLD
 from service.examine import Doctor
@@ -26,10 +26,14 @@ from service.gate import Gate
 from service.gauges import Gauges
 from service.idempotency import Posts
 from service.kube import cluster_api
+from service.logs import configure
 from service.metrics import Metrics
+from service.observe import Observed
 from service.openapi import DescribedAPI
+from service.rayjobs import KubeRayJobs
 from service.reconcile import Reconciler
 from service.routes import (
+    audit,
     comparisons,
     datasets,
     deployments,
@@ -40,6 +44,8 @@ from service.routes import (
     fine_tuning,
     health,
     inference,
+    keys,
+    projects,
     promotions,
     registry,
     sweeps,
@@ -52,17 +58,14 @@ from service.settings import Settings
 from service.store import Store
 from service.stream import Hub
 
-log = logging.getLogger(__name__)
-
 _REPLICA_TIMEOUT = httpx.Timeout(600.0, connect=5.0)  # a long answer on a slow machine takes minutes
 
 
 def factory() -> FastAPI:
     """The application of this process's environment variables."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every look at Ray is no news
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    return create_app(Settings.from_env())
+    settings = Settings.from_env()
+    configure(settings)
+    return create_app(settings)
 
 
 def create_app(
@@ -102,7 +105,7 @@ def create_app(
     posts = Posts(store, clock, failpoint)
     reconciler = Reconciler(
         store=store,
-        jobs=jobs or RayJobs(settings.ray_jobs_url, settings.ray_token, driver_resource=settings.driver_resource),
+        jobs=jobs or _jobs(settings, clock),
         deployer=deployer or _deployer(settings),
         settings=settings,
         clock=clock,
@@ -121,6 +124,7 @@ def create_app(
         hub=Hub(store),
         reconciler=reconciler,
         metrics=metrics,
+        drain=Drain(settings.drain_s),
         models=models or _to_serve(settings.serve_url),
     )
     app = DescribedAPI(lifespan=_lifespan)
@@ -131,6 +135,7 @@ def create_app(
         max_upload=settings.max_dataset_bytes,
         refused=lambda asked: note_refusal(store, asked, clock),
     )
+    app.add_middleware(Observed, metrics=metrics)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(HTTPException, _http_error)
     for router in (health.router, sweeps.sweeps, sweeps.runs, trials.sweeps, edits.router, events.sweeps, events.runs):
@@ -138,6 +143,8 @@ def create_app(
     for router in (deployments.router, registry.router, evaluations.router, promotions.router, events.rest):
         app.include_router(router)
     app.include_router(webhooks_routes.router)
+    for router in (keys.router, keys.me, projects.router, audit.router):
+        app.include_router(router)
     for router in (comparisons.router, datasets.router, files.router, fine_tuning.router):
         app.include_router(router)
     if settings.proxy_models:
@@ -159,8 +166,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await run_in_threadpool(context.store.migrate)
     if context.settings.reconcile:
         context.reconciler.start()
+    context.metrics.watchers.set_function(lambda: context.hub.watchers)
     try:
-        yield
+        with context.drain.on_signals(context.hub.drain):
+            yield
     finally:
         await context.hub.close()
         if context.settings.reconcile:
@@ -175,6 +184,13 @@ def _to_serve(url: str) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
     secure = url.startswith("https:")
     return httpx.AsyncClient(base_url=url, timeout=_REPLICA_TIMEOUT, limits=limits, trust_env=False, verify=secure)
+
+
+def _jobs(settings: Settings, clock: Clock) -> Jobs:
+    where = settings.driver_resource
+    if settings.submit_by == "rayjob":
+        return KubeRayJobs(cluster_api(settings), settings.rayjob_template, clock, driver_resource=where)
+    return RayJobs(settings.ray_jobs_url, settings.ray_token, driver_resource=where)
 
 
 def _deployer(settings: Settings) -> Deployer:

@@ -14,13 +14,15 @@ from urllib.parse import quote
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import ORMExecuteState, Session
-from sqlalchemy.orm.attributes import PASSIVE_NO_INITIALIZE, get_history
+from sqlalchemy.orm.attributes import get_history
+from sqlalchemy.orm.base import PassiveFlag
 
 from service.auth import Caller
 from service.clock import Clock
 from service.ids import new_id
 from service.models_people import AuditEntry
 from service.store import Store
+from service.tenancy import PROJECT
 
 DONE = "done"
 REFUSED = "refused"
@@ -68,7 +70,7 @@ class Recorder:
         """Remember what a row was before its first change in this transaction."""
         known = _changes(session).rows
         for row in [*session.new, *session.dirty, *session.deleted]:
-            if inspect(type(row)).local_table.name in _CONSEQUENCES:
+            if type(row).__tablename__ in _CONSEQUENCES:
                 continue
             if id(row) not in known and (row not in session.dirty or session.is_modified(row)):
                 new = row in session.new
@@ -79,7 +81,7 @@ class Recorder:
     def bulk(self, state: ORMExecuteState) -> None:
         """An UPDATE or DELETE that names no row."""
         mapper = state.bind_mapper
-        if mapper is None or mapper.local_table.name not in _CONSEQUENCES:
+        if mapper is None or mapper.class_.__tablename__ not in _CONSEQUENCES:
             _changes(state.session).bulk = True
 
     def before_commit(self, session: Session) -> None:
@@ -93,6 +95,7 @@ class Recorder:
             _entry(
                 self._asked,
                 self._clock,
+                session.info[PROJECT],
                 outcome=DONE,
                 object=_id(main.row) if main is not None else next(iter(self._asked.named), None),
                 before=None if main is None else main.before,
@@ -105,7 +108,7 @@ def note_refusal(store: Store, asked: Asked, clock: Clock) -> None:
     """Write down that a caller was refused for want of rights. Nothing else was changed by the request."""
     object = next(iter(asked.named), None)
     with store.write() as session:
-        session.add(_entry(asked, clock, outcome=REFUSED, object=object, before=None, after=None))
+        session.add(_entry(asked, clock, asked.caller.project, outcome=REFUSED, object=object, before=None, after=None))
 
 
 def plain_path(path: str) -> str:
@@ -113,11 +116,13 @@ def plain_path(path: str) -> str:
     return quote(path)[:200]
 
 
-def _entry(asked: Asked, clock: Clock, *, outcome: str, object: str | None, **hashes: str | None) -> AuditEntry:
+def _entry(
+    asked: Asked, clock: Clock, project: str, *, outcome: str, object: str | None, **hashes: str | None
+) -> AuditEntry:
     now = clock.now()
     return AuditEntry(
         id=new_id("aud", now),
-        project=asked.caller.project,
+        project=project,
         actor=asked.caller.key_id,
         actor_name=asked.caller.name,
         scope=asked.scope,
@@ -141,7 +146,7 @@ def _main(changes: list[_Change], named: Collection[str]) -> _Change | None:
         if not change.new and {str(getattr(change.row, key, None)) for key in ("id", "name")} & set(named):
             return change
     made = [change for change in changes if change.new and hasattr(change.row, "created_by")]
-    return (made or changes or [None])[-1 if made else 0]
+    return made[-1] if made else next(iter(changes), None)
 
 
 def _id(row: Any) -> str:
@@ -157,7 +162,7 @@ def _values(row: Any) -> Mapping[str, Any]:
 def _before(row: Any) -> Mapping[str, Any]:
     values = dict(_values(row))
     for key in values:
-        gone = get_history(row, key, PASSIVE_NO_INITIALIZE).deleted
+        gone = get_history(row, key, PassiveFlag.PASSIVE_NO_INITIALIZE).deleted
         if gone:
             values[key] = gone[0]
     return values

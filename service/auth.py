@@ -2,25 +2,32 @@
 
 import hashlib
 import hmac
+import logging
 import secrets
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import select, update
+from sqlalchemy.exc import DBAPIError
 
 from service.clock import Clock, SystemClock
 from service.ids import new_id
 from service.models import DEFAULT_PROJECT, ApiKey
+from service.models_people import Project
 from service.scopes import ROLES, SCOPES, held
 from service.store import Store, rows_changed
 from simpo.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 PREFIX = "sk-simpo-"
 _VISIBLE = len(PREFIX) + 4
 _REMEMBERED_S = 5.0  # a revoked key fails at the latest so many seconds later
 _MAX_REMEMBERED = 1024
+NOTED_EVERY = timedelta(minutes=1)
+"""How exact `last_used_at` is: one write a minute and key, not one a request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +63,36 @@ def create_key(
         raise ConfigError(f"unknown scope {unknown[0]!r}: use some of {', '.join(SCOPES)}", "scopes")
     if role is not None and role not in ROLES:
         raise ConfigError(f"unknown role {role!r}: use one of {', '.join(ROLES)}", "role")
-    kept = None if scopes is None else sorted(scopes)
-    key = PREFIX + secrets.token_urlsafe(32)
-    now = (clock or SystemClock()).now()
+    secret, now = new_secret(), (clock or SystemClock()).now()
     with store.write() as session:
         session.add(
             ApiKey(
                 id=new_id("key", now),
                 name=name,
-                prefix=key[:_VISIBLE],
-                hash=_hash(key),
-                scopes=kept,
+                prefix=secret.prefix,
+                hash=secret.hash,
+                scopes=None if scopes is None else sorted(scopes),
                 role=role,
                 project=project,
                 created_at=now,
             )
         )
-    return key
+    return secret.key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Secret:
+    """A key, and what is kept of it."""
+
+    key: str
+    prefix: str
+    hash: str
+
+
+def new_secret() -> Secret:
+    """256 random bits."""
+    key = PREFIX + secrets.token_urlsafe(32)
+    return Secret(key=key, prefix=key[:_VISIBLE], hash=_hash(key))
 
 
 def revoke_keys(store: Store, name: str, *, now: datetime) -> int:
@@ -100,12 +120,14 @@ class Authenticator:
         if caller is not None:
             return caller
         now = self._clock.monotonic()
-        caller = self._look_up(digest)
-        if caller is not None:
-            with self._lock:
-                if len(self._known) >= _MAX_REMEMBERED:
-                    self._known.clear()
-                self._known[digest] = (caller, now + _REMEMBERED_S)
+        found = self._look_up(digest)
+        if found is None:
+            return None
+        caller, believed_s = found
+        with self._lock:
+            if len(self._known) >= _MAX_REMEMBERED:
+                self._known.clear()
+            self._known[digest] = (caller, now + believed_s)
         return caller
 
     def remembered(self, authorization: str | None) -> Caller | None:
@@ -119,14 +141,36 @@ class Authenticator:
             caller, until = self._known.get(digest, (None, 0.0))
         return caller if now < until else None
 
-    def _look_up(self, digest: str) -> Caller | None:
+    def _look_up(self, digest: str) -> tuple[Caller, float] | None:
+        """The owner, and for how many seconds that may be remembered."""
+        by_hash = (ApiKey.hash == digest) | (ApiKey.previous_hash == digest)
+        known = select(ApiKey).outerjoin(Project, Project.id == ApiKey.project).where(by_hash)
+        now = self._clock.now()
         with self._store.read() as session:
-            row = session.scalar(select(ApiKey).where(ApiKey.hash == digest, ApiKey.revoked_at.is_(None)))
-        # The index found it by hash, which tells an attacker nothing about the key; the last word is constant-time.
-        if row is None or not hmac.compare_digest(row.hash, digest):
+            row = session.scalar(known.where(ApiKey.revoked_at.is_(None), Project.archived_at.is_(None)))
+        if row is None:
             return None
+        # The index found it by hash, which tells an attacker nothing about the key; the last word is constant-time.
+        rotated = not hmac.compare_digest(row.hash, digest)
+        ends = [row.expires_at, row.previous_until if rotated else None]
+        left = min(((end - now).total_seconds() for end in ends if end is not None), default=_REMEMBERED_S)
+        if left <= 0 or (rotated and not hmac.compare_digest(row.previous_hash or "", digest)):
+            return None
+        self._note_use(row, now)
         scopes = held(row.role, row.scopes)
-        return Caller(key_id=row.id, name=row.name, scopes=scopes, project=row.project, role=row.role)
+        caller = Caller(key_id=row.id, name=row.name, scopes=scopes, project=row.project, role=row.role)
+        return caller, min(left, _REMEMBERED_S)
+
+    def _note_use(self, row: ApiKey, now: datetime) -> None:
+        if row.last_used_at is not None and now - row.last_used_at < NOTED_EVERY:
+            return
+        long_ago = ApiKey.last_used_at.is_(None) | (ApiKey.last_used_at <= now - NOTED_EVERY)
+        try:
+            with self._store.write() as session:
+                session.execute(update(ApiKey).where(ApiKey.id == row.id, long_ago).values(last_used_at=now))
+        except DBAPIError as error:
+            # Reading goes on while nothing can be written.
+            log.warning("the use of %s could not be noted: %s", row.id, type(error).__name__)
 
 
 def _digest(authorization: str | None) -> str | None:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator
 from service.audit import Asked, Recorder
 from service.auth import Caller
 from service.clock import Clock
+from service.drain import Drain
 from service.idempotency import Posts, checked_key
 from service.metrics import Metrics
 from service.reconcile import Reconciler
@@ -39,25 +40,31 @@ class Context:
     """What lists have said of rows that did not change since."""
     reconciler: Reconciler
     metrics: Metrics
+    drain: Drain
     models: httpx.AsyncClient
     """To Ray Serve; knows neither our keys nor the caller's."""
+    recorder: Recorder | None = None
+    """In a request: who notes what it changes."""
+
+    def within(self, project: str) -> "Context":
+        """As another project sees it: for operators, who may look after all of them."""
+        store = self.everything.within(project, self.recorder)
+        return replace(self, store=store, posts=self.posts.over(store))
 
 
 async def _context(request: Request) -> Context:
     context: Context = request.app.state.context
     caller: Caller | None = getattr(request.state, "caller", None)
     if caller is None:
-        store = context.store.within(NOBODY)
-    else:
-        asked = Asked(
-            caller=caller,
-            scope=request.state.scope,
-            action=f"{request.method} {request.scope['route'].path}",
-            named=tuple(request.path_params.values()),
-            request_id=request.state.request_id,
-        )
-        store = context.store.within(caller.project, Recorder(asked, context.clock))
-    return replace(context, store=store, posts=context.posts.over(store))
+        return context.within(NOBODY)
+    asked = Asked(
+        caller=caller,
+        scope=request.state.scope,
+        action=f"{request.method} {request.scope['route'].path}",
+        named=tuple(str(value) for value in request.path_params.values()),
+        request_id=request.state.request_id,
+    )
+    return replace(context, recorder=Recorder(asked, context.clock)).within(caller.project)
 
 
 async def _caller(request: Request) -> Caller:

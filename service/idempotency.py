@@ -33,6 +33,8 @@ class Answer:
     status: int
     body: dict[str, Any]
     headers: dict[str, str] = field(default_factory=dict)
+    once: dict[str, Any] = field(default_factory=dict)
+    """Members of the body that the first answer alone has, and that are stored nowhere: secrets."""
 
 
 def checked_key(key: str | None) -> str | None:
@@ -141,7 +143,7 @@ def _replay(known: IdempotentAnswer, request_hash: str) -> Response:
 
 
 def _response(answer: Answer) -> Response:
-    return JSONResponse(answer.body, answer.status, answer.headers)
+    return JSONResponse({**answer.body, **answer.once}, answer.status, answer.headers)
 
 
 def _hash(route: str, body: Any) -> str:

@@ -31,6 +31,7 @@ class AuditEntry(Owned, Base):
     __table_args__ = (Index("ix_audit_project", "project", "id"), Index("ix_audit_object", "object"))
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    # Its project is the one that was changed; of a refused request, the caller's.
     actor: Mapped[str] = mapped_column(String(40))
     """Id of the key."""
     actor_name: Mapped[str]

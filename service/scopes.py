@@ -44,6 +44,7 @@ _NEEDS: Sequence[tuple[str, str, str]] = (
     ("/v1/keys", "admin", "admin"),
     ("/v1/audit", "admin", "admin"),
     ("/v1/projects", "operator", "operator"),
+    ("/v1/me", "read", "admin"),
 )
 """First part of a path -> what reading needs there, and what anything else needs."""
 

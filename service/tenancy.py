@@ -8,9 +8,8 @@ stamped. So a query that says nothing of projects is right, and an id of another
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, event, exists, inspect
+from sqlalchemy import ColumnElement, event, exists
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, with_loader_criteria
-from sqlalchemy.orm.session import UOWTransaction
 from sqlalchemy.sql.visitors import iterate
 
 from service.models import Owned
@@ -19,8 +18,8 @@ PROJECT = "project"
 """Key in `Session.info`: id of the project that the session is for."""
 RECORDER = "recorder"
 """Key in `Session.info`: `service.audit.Recorder` of the request, where changes are to be noted."""
-UNOWNED = frozenset({"api_keys", "idempotency", "leases", "projects"})
-"""Tables of no project, or (keys) looked after by routes of their own. Whatever else there is belongs to a project."""
+UNOWNED = frozenset({"idempotency", "leases", "projects"})
+"""Tables of no project: answers are the principal's. Whatever else there is belongs to a project."""
 
 
 class ProjectSession(Session):
@@ -40,7 +39,7 @@ def _narrow(state: ORMExecuteState) -> None:
 
 
 @event.listens_for(ProjectSession, "before_flush")
-def _stamp(session: Session, context: UOWTransaction, instances: Any) -> None:
+def _stamp(session: Session, context: object, instances: object) -> None:
     project = session.info[PROJECT]
     for row in session.new:
         if isinstance(row, Owned) and not _free(type(row)):
@@ -85,7 +84,7 @@ def _criterion(mapper: Mapper[Any], project: str) -> tuple[Any, ...]:
 
 
 def _through(mapper: Mapper[Any], owner: str, project: str) -> ColumnElement[bool]:
-    column = mapper.local_table.primary_key.columns[owner]
+    column = mapper.local_table.c[owner]
     # A table of its own name: the statement may hold the parent too, and is not to be mixed up with it.
     parent = _parents_table(column).alias()
     mine = parent.c[PROJECT] == project
@@ -98,4 +97,4 @@ def _parents_table(column: Any) -> Any:
 
 
 def _free(cls: type) -> bool:
-    return inspect(cls).local_table.name in UNOWNED
+    return getattr(cls, "__tablename__", None) in UNOWNED
