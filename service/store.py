@@ -32,7 +32,12 @@ log = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _SQLITE_POOL = {"pool_size": 40, "max_overflow": 10}  # kept: as many as requests have threads
-_SERVER_POOL = {"pool_size": 10, "max_overflow": 20, "pool_pre_ping": True}
+_SERVER_POOL = {"pool_size": 10, "max_overflow": 20, "pool_pre_ping": True, "pool_timeout": 10}
+_PATIENCE = {"connect_timeout": 5, "keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3}
+"""With a server that cannot be reached: seconds, and probes of a connection that is silent."""
+_UNHEARD_MS = 15_000  # what was sent and not even received for so long ends its connection
+_LIMITS = {"lock_timeout": "10s", "statement_timeout": "30s", "idle_in_transaction_session_timeout": "15s"}
+"""So that a process that stands still in the middle of a transaction does not hold its locks for ever."""
 _ADVISORY_LOCK = 0x51A90  # any number, the same in every process of the service
 
 
@@ -52,7 +57,7 @@ class Store:
             kind: dict[str, Any] = {"connect_args": patience, **_SQLITE_POOL}
             self._turn: AbstractContextManager[object] = _Turn(busy_timeout_s)
         else:
-            kind = dict(_SERVER_POOL)
+            kind = {"connect_args": _patience(self.url), **_SERVER_POOL}
             self._turn = nullcontext()
         # hide_parameters: what people store stays out of error texts and logs.
         self._engine = create_engine(self.url, hide_parameters=True, json_deserializer=_parsed, **kind)
@@ -107,6 +112,8 @@ class Store:
         try:
             with self._engine.execution_options(writes=True).begin() as connection:
                 if not self.is_sqlite:
+                    for limit in _LIMITS:  # a migration takes as long as it takes
+                        connection.execute(text(f"SET LOCAL {limit} = 0"))
                     connection.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": _ADVISORY_LOCK})
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
@@ -200,6 +207,12 @@ def _parsed(text: str | bytes) -> Any:
         return from_json(text)
     except ValueError:
         return json.loads(text)
+
+
+def _patience(url: URL) -> dict[str, Any]:
+    """What libpq is told; options of the URL come last, so that they win."""
+    limits = " ".join(f"-c {name}={value}" for name, value in _LIMITS.items())
+    return {**_PATIENCE, "tcp_user_timeout": _UNHEARD_MS, "options": f"{limits} {url.query.get('options', '')}"}
 
 
 @compiles(DatabaseNow, "sqlite")
