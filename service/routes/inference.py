@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from service.context import CallerDep, Context, ContextDep, bearer
 from service.errors import BadRequest, NotFound, Unavailable
+from service.logs import traceparent
 from service.models import Deployment
 from service.rollout import desired
 from service.rows import want_deletion
@@ -24,6 +25,7 @@ from service.schemas_tuning import (
     ServedModelsOut,
     asked,
 )
+from service.serving.disconnect import CLIENT_CLOSED_REQUEST, ClientGone, unless_gone
 from service.states import DeploymentState
 
 router = APIRouter(prefix="/v1", tags=["inference"], dependencies=[bearer])
@@ -77,13 +79,16 @@ async def _forward(request: Request, context: Context, path: str) -> Response:
         "content-type": "application/json",
         "accept-encoding": "identity",
         "x-request-id": request.state.request_id,
+        **traceparent(),
     }
     prefix = desired(deployment).route_prefix
     onward = context.models.build_request("POST", prefix + path, content=body, headers=headers)
     try:
-        answer = await context.models.send(onward, stream=True)
+        answer = await unless_gone(request, context.models.send(onward, stream=True))
     except httpx.HTTPError as error:
         raise _no_answer(deployment.name) from error
+    except ClientGone:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     if not answer.headers.get("content-type", "").startswith(("application/json", "text/event-stream")):
         # Serve's own words (no replica, too many waiting), not the model's.
         await answer.aclose()
@@ -104,7 +109,7 @@ async def _chunks(answer: httpx.Response) -> AsyncIterator[bytes]:
 def _model_name(body: bytes) -> str:
     try:
         values = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadRequest("The body is not JSON.") from None
     name = values.get("model") if isinstance(values, dict) else None
     if not isinstance(name, str) or not name:

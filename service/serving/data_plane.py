@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from service.serving.answering import Question, events, whole
 from service.serving.catalogue import Catalogue, unknown_model
-from service.serving.disconnect import ClientGone, unless_gone
+from service.serving.disconnect import CLIENT_CLOSED_REQUEST, ClientGone, unless_gone
 from service.serving.engines.base import Engine, EngineBusy, EngineError
 from service.serving.openai import ChatRequest, CompletionRequest
 from service.serving.openai_answers import Answer, model_list
@@ -23,8 +23,6 @@ from service.serving.openai_strict import MAX_BODY_BYTES, WireError
 from simpo.errors import SimPOError
 
 _log = logging.getLogger(__name__)
-
-_CLIENT_CLOSED_REQUEST = 499  # nginx's word for it; nobody reads this answer
 
 
 def create_data_plane(catalogue: Catalogue, *, max_new_tokens: int | None = None) -> FastAPI:
@@ -154,7 +152,7 @@ async def _on_engine_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_client_gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for it; nobody reads that answer."""
 ResultT = TypeVar("ResultT")
 
 
