@@ -44,9 +44,9 @@ def with_task_defaults(values: Mapping[str, Any], *, searches: bool) -> dict[str
     if searches:
         filled.setdefault("objective", "win_rate" if scores_answers(filled["judge"]) else "accuracy")
         method, space = filled.get("method", "simpo"), filled.get("space", {})
-        if method in METHODS and isinstance(space, Mapping):
+        if isinstance(method, str) and method in METHODS and isinstance(space, Mapping):
             adapters = isinstance(training := filled.get("train"), Mapping) and training.get("lora") is not None
-            axes = default_space(str(method), small_model=small, adapters=adapters)
+            axes = default_space(method, small_model=small, adapters=adapters)
             if "gamma" in space:
                 axes.pop("gamma_beta_ratio", None)  # so that the refusal speaks of what was written
             filled["space"] = {**axes, **space}

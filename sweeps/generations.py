@@ -3,7 +3,7 @@
 Pure functions of spec and results: see `sweeps.search_spec.Pbt` and `Halving` for the rules.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ def heirs(
     if not ranked:
         return []
     if isinstance(spec.scheduler, Halving):
-        places = max(1, int(len(params) / spec.scheduler.reduction_factor))
+        places = _places(spec.scheduler, len(params))
         return [Heir(parent=number, params=dict(params[number])) for number in ranked[:places]]
     pbt = spec.scheduler
     assert isinstance(pbt, Pbt)
@@ -55,9 +55,23 @@ def heirs(
     return following
 
 
+def bar(spec: SweepSpec, members: int, values: Collection[float]) -> float | None:
+    """What a later member of a generation must beat to go on, where `values` are those of earlier ones that reached its
+    end; of equals the earlier one is the better. None: nobody knows yet. Only halving has one."""
+    if not isinstance(spec.scheduler, Halving):
+        return None
+    places, sign = _places(spec.scheduler, members), spec.objective.sign
+    best = sorted((sign * value for value in values), reverse=True)
+    return None if len(best) < places else sign * best[places - 1]
+
+
 def in_generations(spec: SweepSpec) -> bool:
     """Whether trials of this search go on from others' checkpoints."""
     return isinstance(spec.scheduler, Halving | Pbt)
+
+
+def _places(halving: Halving, competing: int) -> int:
+    return max(1, int(competing / halving.reduction_factor))
 
 
 def _perturbed(spec: SweepSpec, pbt: Pbt, params: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Scalar]:

@@ -17,6 +17,7 @@ from sweeps.outcome import Ask, Outcome
 from sweeps.recorded import ENDINGS, RESUMED, Recorded, accepted_records, trials_in
 from sweeps.recorded import recorded_trials as recorded_trials
 from sweeps.run_dir import Attempt, Level, Record
+from sweeps.search_spec import Halving
 from sweeps.signals import REASONS
 from sweeps.spec import SweepSpec
 from sweeps.study import Study
@@ -180,6 +181,8 @@ class Ledger:
             workers=self.spec.parallel.workers_per_trial,
             start=ask.start,
             until=ask.until,
+            bar=self.study.bar(ask),
+            restart=isinstance(self.spec.scheduler, Halving),
             signals=str(self.attempt.signals),
         )
 

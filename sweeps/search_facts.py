@@ -13,8 +13,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy.stats import rankdata
-
 from sweeps.control import edits_told
 from sweeps.generations import in_generations
 from sweeps.ledger import Ended, Ledger
@@ -68,6 +66,8 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> dict[st
     nothing: dict[str, float | None] = {"rho": None, "low": None, "high": None}
     if len(first) < LEAST:
         return nothing
+    from scipy.stats import rankdata  # noqa: PLC0415  # lazy: half a second before a search begins
+
     ranks = [rankdata(values) - (len(values) + 1) / 2 for values in (first, second)]
     spread = math.sqrt(float((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
     if spread == 0:

@@ -28,7 +28,7 @@ from simpo.methods import METHODS
 from sweeps.budget import BudgetPlan, plan_budget
 from sweeps.control import AddPoint, Change, ChangeSpace, CloneTrial, Extend, trial_id
 from sweeps.edited import edited_spec, most_trials, point_by_hand
-from sweeps.generations import Heir, heirs, in_generations
+from sweeps.generations import Heir, bar, heirs, in_generations
 from sweeps.outcome import Ask as Ask
 from sweeps.outcome import Lesson as Lesson
 from sweeps.outcome import Outcome as Outcome
@@ -168,6 +168,14 @@ class Study:
         front = self._fronts(complete)
         return [number for number in complete if front[number] == 0]
 
+    def bar(self, ask: Ask) -> float | None:
+        """What this trial must beat at the end of its generation if anybody is to go on from it; None: unknown yet."""
+        generation = self._generation(ask.number) if in_generations(self.spec) else 0
+        first, behind = self._starts[generation : generation + 2]
+        earlier = {n: self.outcomes[n] for n in range(first, ask.number) if n in self.outcomes}
+        values = [value_of(outcome) for n, outcome in earlier.items() if self._reached(n, outcome)]
+        return None if ask.until is None else bar(self.spec, behind - first, values)
+
     def wanted(self) -> set[int]:
         """Numbers of trials whose checkpoints may still be asked for by a later generation."""
         parents = {heir.parent for member, heir in self._descendants() if member not in self.outcomes}
@@ -232,12 +240,16 @@ class Study:
         values = {
             member: value_of(outcome)
             for member in competing
-            if (outcome := self.outcomes[member]).state == "PRUNED" and outcome.step == self.asks[member].until
+            if self._reached(member, outcome := self.outcomes[member])
         }
         following = heirs(self.spec, generation, {n: self.asks[n].params for n in competing}, values)
         self._heirs.append(following)
         self._starts.append(number + len(following))
         return not following
+
+    def _reached(self, number: int, outcome: Outcome) -> bool:
+        """Whether a trial came to the end of its generation, within the constraints."""
+        return outcome.state == "PRUNED" and outcome.step == self.asks[number].until
 
     def _affords(self, number: int) -> bool:
         """Whether trial `number` fits into the steps of the whole search if it and all that run go to full budget."""

@@ -70,6 +70,10 @@ class Assignment:
     """Step at which its parent's checkpoint must let it begin, or a later one of its own."""
     until: int | None = None
     """Step at which it ends, measured and with a checkpoint for its heirs; None: it goes to full budget."""
+    bar: float | None = None
+    """Objective at `until` that it must beat if anybody is to go on from it, which alone is worth a checkpoint."""
+    restart: bool = False
+    """Whether it may train from the start where its parent's checkpoint is gone: it is the parent, for longer."""
     signals: str | None = None
     """File of `sweeps.signals` that it heeds before each step."""
     replicate: int = 0
@@ -208,7 +212,7 @@ def train_trial(
                 yield update("rung", measured, interval=interval)
             if outcome is not None:
                 kept = _keep(bench, assignment, state, rungs, "final") if outcome.state == "COMPLETE" else None
-                if step == assignment.until and outcome.state == "PRUNED":
+                if step == assignment.until and outcome.state == "PRUNED" and _hopeful(bench.spec, assignment, outcome):
                     _keep(bench, assignment, state, rungs, f"rung-{step:06d}")  # its heirs go on from here
                 yield update("end", measured, interval=interval, outcome=outcome, checkpoint=kept)
                 return
@@ -283,7 +287,7 @@ def _begin(bench: Workbench, assignment: Assignment) -> tuple[TrainState, WayBac
     found = way_back((assignment.directory, *assignment.resume), restored, at_least=assignment.start)
     if found.state is not None:
         return found.state, found
-    if assignment.start:
+    if assignment.start and not assignment.restart:
         raise CheckpointError(f"no valid checkpoint of step {assignment.start} is left of the trial it goes on from")
     if found.damaged:
         bench.orders.enter(assignment.replicate, bench.fresh_model())  # a rung may have been read halfway
@@ -324,6 +328,12 @@ def _verdict(
     if cutoff is not None and sign * value < sign * cutoff:
         return ended("PRUNED", f"{spec.objective.metric} {value:.4g} at step {step} misses the cut-off {cutoff:.4g}")
     return None
+
+
+def _hopeful(spec: SweepSpec, assignment: Assignment, outcome: Outcome) -> bool:
+    """Whether anybody may go on from a trial that has come to the end of its generation."""
+    value, bar, sign = outcome.value, assignment.bar, spec.objective.sign
+    return bar is None or value is None or sign * value > sign * bar
 
 
 def _measured(bench: Workbench) -> tuple[dict[str, float], tuple[float, float]]:

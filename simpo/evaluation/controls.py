@@ -19,8 +19,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scipy.stats import binomtest
-
 from simpo.evaluation.verdicts import Both, Comparison
 
 Kind = Literal["null", "injected", "padded", "self", "gold"]
@@ -169,7 +167,7 @@ def faults_of(results: Sequence[ControlResult], pairs: Sequence[Both]) -> list[s
     if missing > MAX_MISSING * len(pairs):
         faults.append(f"{missing} of {len(pairs)} pairs have no judgement: what is left was chosen by what failed")
     flips, asked = sum(both.flipped for both in pairs), sum(both.lean is not None for both in pairs)
-    if asked and binomtest(flips, asked, MAX_FLIPS, alternative="greater").pvalue < LEVEL:
+    if asked and _p_value(flips, asked, MAX_FLIPS, "greater") < LEVEL:
         faults.append(f"{flips} of {asked} pairs were judged the other way round in the other order")
     return faults
 
@@ -190,6 +188,12 @@ def _crossed(prompts: Sequence[str], answers: Sequence[str], places: Sequence[in
     return crossed
 
 
+def _p_value(hits: int, n: int, share: float, alternative: str) -> float:
+    from scipy.stats import binomtest  # noqa: PLC0415  # lazy: half a second that a trial without a judge need not pay
+
+    return float(binomtest(hits, n, share, alternative=alternative).pvalue)
+
+
 def _check(kind: Kind, judged: Sequence[Both]) -> ControlResult:
     expected = EXPECTED[kind]
     preferences = [both.preference for both in judged if both.preference is not None]
@@ -199,7 +203,7 @@ def _check(kind: Kind, judged: Sequence[Both]) -> ControlResult:
     enough = len(preferences) >= MIN_JUDGED
     p_value = 1.0
     if counted:
-        p_value = float(binomtest(hits, len(counted), expected.limit, alternative=expected.alternative).pvalue)
+        p_value = _p_value(hits, len(counted), expected.limit, expected.alternative)
     return ControlResult(
         kind=kind,
         expected=expected.sentence,

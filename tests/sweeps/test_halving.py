@@ -1,5 +1,7 @@
 """Successive halving: who goes on, from where, what it costs, and that timing has no say."""
 
+import dataclasses
+import random
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from simpo.errors import SimPOError
 from sweeps.budget import plan_budget
 from sweeps.ledger import Ended
-from sweeps.outcome import Outcome, Replay
+from sweeps.outcome import Ask, Outcome, Replay
 from sweeps.search_facts import rung_order
 from sweeps.study import Study
 from tests.sweeps.toy_search import asks_of, search_spec, searched, trained
@@ -35,6 +37,27 @@ def test_at_each_rung_the_best_third_goes_on_from_its_own_checkpoint() -> None:
     assert [asks_of(searched(Study(search_spec(**HALVING)), shuffle=n, parallel=n)) for n in (1, 2)] == [asks, asks]
     plan = plan_budget(search_spec(**HALVING))
     assert (plan.points, plan.trials, plan.most_steps) == (16, 22, 16 * 11 + 5 * 22 + 67)
+
+
+@pytest.mark.parametrize("goal", ["maximize", "minimize"])
+@pytest.mark.parametrize("seed", range(5))
+def test_whoever_goes_on_has_beaten_its_bar(goal: str, seed: int) -> None:
+    """With many equal values, of which the first goes on; the bar is what was known when the trial began."""
+    study = Study(search_spec(**HALVING | {"objective": {"metric": "accuracy", "goal": goal}}))
+    sign, rng = study.spec.objective.sign, random.Random(seed)
+    bars: dict[int, float | None] = {}
+    beaten, running = set[int](), list[Ask]()
+    while not study.finished:
+        while len(running) < 2 and (ask := study.ask()) is not None:
+            bars[ask.number] = study.bar(ask)
+            running.append(ask)
+        ask = running.pop(rng.randrange(len(running)))
+        value, bar = rng.randrange(6) / 10, bars[ask.number]
+        if bar is not None and sign * value <= sign * bar:
+            beaten.add(ask.number)
+        study.complete(ask.number, dataclasses.replace(trained(ask), value=value))
+    parents = {ask.parent for ask in study.asks.values() if ask.parent is not None}
+    assert len(beaten) >= 4 and not beaten & parents
 
 
 def test_halving_resumes_as_it_was() -> None:

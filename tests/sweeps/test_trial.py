@@ -199,6 +199,10 @@ def test_a_generation_hands_on_to_heirs_with_other_rates(place: Path, tmp_path: 
     updates = list(train_trial(bench, parent))
     assert _end(updates) == ("PRUNED", 6, "its generation is over")
     assert (tmp_path / "trl_0000" / "rung-000006" / "manifest.json").exists()
+    value = updates[-1].outcome.value if updates[-1].outcome is not None else None
+    beaten = dataclasses.replace(parent, directory=str(tmp_path / "trl_0001"), bar=value)
+    assert _end(list(train_trial(bench, beaten))) == _end(updates)
+    assert not (tmp_path / "trl_0001").exists(), "nobody goes on from it"
     again = list(train_trial(bench, parent))
     assert _end(again) == _end(updates), "its process died before the last word"
     assert [update.kind for update in again] == ["started", "end"]
@@ -216,6 +220,10 @@ def test_a_generation_hands_on_to_heirs_with_other_rates(place: Path, tmp_path: 
     assert [update.step for update in updates if update.kind == "progress"] == list(range(7, 13))
     assert updates[-1].outcome is not None and sorted(updates[-1].outcome.rungs) == [6, 12]
     assert read_manifest(tmp_path / "trl_0002" / "final")["learning_rate"] == 8e-3
+    same = dataclasses.replace(heir, params=POINT, trial_id="trl_0004", directory=str(tmp_path / "trl_0004"))
+    gone = dataclasses.replace(same, directory=str(tmp_path / "trl_0005"), resume=[], restart=True)
+    longer, anew = (list(train_trial(bench, each))[-1] for each in (same, gone))
+    assert longer.metrics == anew.metrics, "from the start as from the checkpoint: the data's order is the seed's"
     orphan = dataclasses.replace(heir, directory=str(tmp_path / "trl_0003"), resume=[])
     state, _, reason = _end(list(train_trial(bench, orphan)))
     assert (state, reason) == ("FAILED", "no valid checkpoint of step 6 is left of the trial it goes on from")
