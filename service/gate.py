@@ -50,8 +50,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        request_id = _request_id(headers.get("x-request-id"))
-        scope.setdefault("state", {})["request_id"] = request_id
+        request_id = scope.setdefault("state", {}).setdefault("request_id", request_id_of(headers))
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -127,7 +126,9 @@ class Gate:
             log.error("%s: a refusal could not be noted: %s", state["request_id"], type(error).__name__)
 
 
-def _request_id(given: str | None) -> str:
+def request_id_of(headers: Headers) -> str:
+    """The caller's own, if it is of a harmless form, else a new one."""
+    given = headers.get("x-request-id")
     return given if given and _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
 
 

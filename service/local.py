@@ -240,6 +240,8 @@ class LocalStack:
             changes["database_url"] = f"sqlite:///{self.home / 'simpo.db'}"
         if mine.store == default.store:
             changes["store"] = self.home / "store"
+        if mine.log_format == "auto":
+            changes["log_format"] = "text"  # logs/api.log is for a person, and `up` repeats its last words
         if state is not None and url is not None:
             changes |= {
                 "bind_host": urlsplit(url).hostname,

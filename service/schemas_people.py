@@ -15,7 +15,15 @@ from service.scopes import SCOPES, held
 
 Role = Literal["viewer", "member", "admin", "operator"]
 Scope = Literal[
-    "read", "jobs:write", "datasets:write", "models:promote", "deployments:write", "inference", "admin", "operator"
+    "read",
+    "jobs:write",
+    "datasets:write",
+    "models:promote",
+    "deployments:write",
+    "inference",
+    "admin",
+    "operator",
+    "metrics",
 ]
 MAX_GRACE_S = 30 * 24 * 3600.0
 

@@ -1,7 +1,8 @@
 """Which scope a request needs, and which scopes a role has. Default deny: what no line names needs `admin`.
 
-`admin` may everything in its project; `operator` is about the installation: projects, and keys of other projects. A key
-with neither role nor scopes may do everything (the embedded stack's key is one).
+`admin` may everything in its project; `operator` is about the installation: projects, and keys of other projects; so is
+`metrics`, which reads what Prometheus asks for. A key with neither role nor scopes may do everything (the embedded
+stack's key is one).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -15,11 +16,13 @@ SCOPES = (
     "inference",
     "admin",
     "operator",
+    "metrics",
 )
+_INSTALLATION = frozenset({"operator", "metrics"})
 ROLES: Mapping[str, frozenset[str]] = {
     "viewer": frozenset({"read", "inference"}),
     "member": frozenset({"read", "inference", "jobs:write", "datasets:write", "deployments:write"}),
-    "admin": frozenset(SCOPES) - {"operator"},
+    "admin": frozenset(SCOPES) - _INSTALLATION,
     "operator": frozenset(SCOPES),
 }
 """What a key may do by its role. A member searches, trains, deploys; production and keys are an admin's."""
@@ -45,6 +48,7 @@ _NEEDS: Sequence[tuple[str, str, str]] = (
     ("/v1/audit", "admin", "admin"),
     ("/v1/projects", "operator", "operator"),
     ("/v1/me", "read", "admin"),
+    ("/metrics", "metrics", "operator"),
 )
 """First part of a path -> what reading needs there, and what anything else needs."""
 
@@ -58,7 +62,7 @@ def held(role: str | None, scopes: Collection[str] | None) -> frozenset[str] | N
 
 def allows(scopes: Collection[str] | None, needed: str) -> bool:
     """Whether one with these scopes (None: all) may do what needs `needed`."""
-    return scopes is None or needed in scopes or (needed != "operator" and "admin" in scopes)
+    return scopes is None or needed in scopes or (needed not in _INSTALLATION and "admin" in scopes)
 
 
 def scope_of(method: str, path: str) -> str:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _BATCH = 200
 PING = ": ping\n\n"
+RETRY_MS = (1000, 5000)
+"""When a client whose stream had to end may come back: somewhere between, so that hundreds do not come at once."""
 DONE = "event: done\ndata: {}\n\n"
 
 
@@ -71,14 +74,24 @@ class Hub:
                     await asyncio.wait_for(changed.wait(), self._heartbeat_s)
                 except TimeoutError:
                     yield PING
+            yield f"retry: {random.randint(*RETRY_MS)}\n\n"
         finally:
             self._leave(parent_id, channel)
 
-    async def close(self) -> None:
-        """End every stream, without `done`: clients resume elsewhere."""
+    @property
+    def watchers(self) -> int:
+        """Open streams."""
+        return sum(channel.watchers for channel in list(self._channels.values()))
+
+    def drain(self) -> None:
+        """End every stream, now and from now on, without `done`: clients resume elsewhere, a little later."""
         self._closing = True
         for channel in self._channels.values():
             channel.changed.set()
+
+    async def close(self) -> None:
+        """The same, and look no more."""
+        self.drain()
         if self._poller is not None:
             self._poller.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -135,10 +135,11 @@ class Supervisor:
             return False
         refusal: JobsError | None = None
         try:
-            if name not in (jobs or {}):
+            adopted = name in (jobs or {})
+            if not adopted:
                 self._write_spec(sweep)
                 self._failpoint("after_spec")
-                refusal = self._try_submit(name, sweep, attempt)
+                refusal, adopted = self._try_submit(name, sweep, attempt)
         except JobsError as error:
             return self._not_submitted(sweep, attempt, "RAY_UNREACHABLE", str(error))
         except (SimPOError, OSError) as error:
@@ -153,14 +154,17 @@ class Supervisor:
                 row, fresh = current
                 fresh.state, fresh.submitted_at = AttemptState.SUBMITTED, self._clock.now()
                 explain(row, "STARTING", "Ray starts the driver.")
-                said = {"attempt": attempt.n, "submission_id": name}
+                said = {"attempt": attempt.n, "submission_id": name, "adopted": adopted}
                 text = f"Attempt {attempt.n} is with Ray."
                 events.append(session, row, "job.submitted", text, said, now=fresh.submitted_at)
         self._failpoint("after_record")
         return False
 
-    def _try_submit(self, name: str, sweep: Sweep, attempt: Attempt) -> JobsError | None:
-        """None when Ray has the job; the refusal when it certainly has not. Raises JobsError when nobody can tell."""
+    def _try_submit(self, name: str, sweep: Sweep, attempt: Attempt) -> tuple[JobsError | None, bool]:
+        """(the refusal, if Ray certainly has not the job; whether it had it already, perhaps of a lost answer).
+
+        Raises JobsError when nobody can tell.
+        """
         settings = self._settings
         verb = _VERBS.get(sweep.kind, "run")
         where, public = settings.run_dir(sweep.id), settings.public_judges
@@ -169,8 +173,8 @@ class Supervisor:
             self._jobs.submit(name, command, driver_env(settings.driver_stop_s))
         except JobsError as error:
             log.warning("%s: submit unclear: %s", name, error)
-            return None if self._jobs.get(name) is not None else error
-        return None
+            return (None, True) if self._jobs.get(name) is not None else (error, False)
+        return None, False
 
     def _write_spec(self, sweep: Sweep) -> None:
         with self._store.read() as session:
