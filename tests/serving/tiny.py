@@ -8,6 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from simpo.checkpoint import save_checkpoint
+from simpo.config import TokenPolicy
+from simpo.policy_hash import policy_record
 
 CONTEXT = 96
 BOS, EOS, TURN = 256, 257, 258
@@ -49,6 +51,8 @@ def tiny_model(seed: int = 0, *, vocab_size: int = 259, **overrides: Any) -> Lla
     return LlamaForCausalLM(config).eval()
 
 
-def tiny_checkpoint(directory: Path, seed: int = 0) -> Path:
-    """Saved with manifest, ready to deploy."""
-    return save_checkpoint(directory, model=tiny_model(seed), tokenizer=tiny_tokenizer())
+def tiny_checkpoint(directory: Path, seed: int = 0, policy: TokenPolicy | None = None) -> Path:
+    """Saved with manifest, ready to deploy; with a token policy, as a trial writes it."""
+    tokenizer = tiny_tokenizer()
+    manifest = None if policy is None else policy_record(tokenizer, policy)
+    return save_checkpoint(directory, model=tiny_model(seed), tokenizer=tokenizer, manifest=manifest)
