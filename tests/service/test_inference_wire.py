@@ -22,9 +22,9 @@ from service.serving.engines.transformers import TransformersEngine
 from service.settings import Settings
 from simpo.config import TokenPolicy
 from tests.fakes import FakeDeployer, FakeJobs
-from tests.serving.tiny import tiny_model, tiny_tokenizer
 from tests.service.conftest import make_plane
 from tests.service.test_deployments import deploy, succeeded
+from tests.serving.tiny import tiny_model, tiny_tokenizer
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 LONG = 30_000  # tokens: minutes, if nobody stopped it
@@ -105,10 +105,15 @@ def test_openais_clients_ask_everything_over_the_gateway(wire: Wire) -> None:
         )
         text = client.completions.create(model="best", prompt=["a", "b"], max_tokens=3, temperature=0)
         assert len(text.choices) == 2
-        assert "".join(
-            chunk.choices[0].text
-            for chunk in client.completions.create(model="best", prompt="a", max_tokens=3, temperature=0, stream=True)
-        ) == text.choices[0].text
+        assert (
+            "".join(
+                chunk.choices[0].text
+                for chunk in client.completions.create(
+                    model="best", prompt="a", max_tokens=3, temperature=0, stream=True
+                )
+            )
+            == text.choices[0].text
+        )
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model="best", messages=HELLO, response_format={"type": "json_object"})
         assert caught.value.param == "response_format"
@@ -128,12 +133,13 @@ def test_a_client_that_leaves_ends_the_work(wire: Wire, stream: bool) -> None:
     body = {"model": "best", "messages": HELLO, "stream": stream, **FOREVER}
     headers = {"Authorization": f"Bearer {wire.key}"}
     client = httpx.Client(timeout=0.5, trust_env=False)
-    with pytest.raises(httpx.ReadTimeout):
-        with client.stream("POST", f"{wire.url}/chat/completions", json=body, headers=headers) as answer:
-            for _ in answer.iter_raw():
-                assert stream
-                client.close()
-                raise httpx.ReadTimeout("left in the middle")
+    with (
+        pytest.raises(httpx.ReadTimeout),
+        client.stream("POST", f"{wire.url}/chat/completions", json=body, headers=headers) as answer,
+    ):
+        for _ in answer.iter_raw():
+            assert stream
+            raise httpx.ReadTimeout("left in the middle")
     client.close()
     took_s = wire.until(lambda: not wire.busy())
     assert took_s < 30, "by itself it would go on for minutes"
