@@ -113,6 +113,8 @@ class Sweep(Owned, Base):
     """Rises with every UPDATE, which names the version it read: compare-and-set, and the ETag."""
     event_seq: Mapped[int] = mapped_column(default=0)
     """Number of the newest event."""
+    trial_counts: Mapped[dict[str, Any] | None]
+    """Trials by state of one that is over; null: count them (`service.rows.trial_counts`)."""
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]

@@ -196,6 +196,7 @@ def move(session: Session, sweep: Sweep, new: State, reason: str, message: str, 
             .where(Trial.sweep_id == sweep.id, Trial.state.not_in(TRIAL_OVER))
             .values(state=TrialState.CANCELLED, reason=f"The {sweep.kind} ended first.", ended_at=now)
         )
+        sweep.trial_counts = trial_counts(session, [sweep.id]).get(sweep.id, {})
         late = {"state": EditState.REFUSED, "message": f"The {sweep.kind} ended first.", "answered_at": now}
         unanswered = (SweepEdit.sweep_id == sweep.id) & (SweepEdit.state == EditState.PENDING)
         session.execute(update(SweepEdit).where(unanswered).values(**late, version=SweepEdit.version + 1))
@@ -226,7 +227,7 @@ def unreleased_attempts(session: Session) -> Sequence[Attempt]:
 
 
 def trial_counts(session: Session, sweep_ids: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Trials by state, for each sweep that has any."""
+    """Trials by state, for each sweep that has any; counted in the index. Of one that is over the row says it."""
     query = (
         select(Trial.sweep_id, Trial.state, func.count())
         .where(Trial.sweep_id.in_(list(sweep_ids)))
