@@ -121,6 +121,11 @@ def never(limits: Limits, slots: int, hours_asked: float | None) -> list[tuple[s
     return faults
 
 
+def word_of(priority: int) -> str:
+    """The inverse of PRIORITIES."""
+    return next(word for word, value in PRIORITIES.items() if value == priority)
+
+
 def order_key(each: Any) -> tuple[int, datetime, str]:
     """The order within a project."""
     return (-each.priority, each.created_at, each.id)

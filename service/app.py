@@ -13,6 +13,7 @@ from starlette.routing import Match
 
 from service.audit import note_refusal
 from service.auth import Authenticator
+from service.bearers import Bearers, TokenAuthenticator
 from service.clock import Clock, SystemClock
 from service.cluster import Jobs, RayJobs
 from service.context import Context
@@ -29,6 +30,7 @@ from service.kube import cluster_api
 from service.logs import configure
 from service.metrics import Metrics
 from service.observe import Observed
+from service.oidc import Oidc, oidc_of
 from service.openapi import DescribedAPI
 from service.rayjobs import KubeRayJobs
 from service.reconcile import Reconciler
@@ -47,6 +49,7 @@ from service.routes import (
     keys,
     projects,
     promotions,
+    quotas,
     registry,
     sweeps,
     trials,
@@ -78,6 +81,7 @@ def create_app(
     models: httpx.AsyncClient | None = None,
     doctor: Doctor | None = None,
     webhooks: Callable[[], httpx.AsyncBaseTransport] | None = None,
+    oidc: Oidc | None = None,
     failpoint: Callable[[str], None] = lambda name: None,
 ) -> FastAPI:
     """Wire the parts together; nothing is opened before the application starts.
@@ -91,6 +95,7 @@ def create_app(
         models: client to Serve's HTTP proxy.
         doctor: who looks at datasets; default: a process of its own.
         webhooks: how their deliveries travel; default: to public addresses alone.
+        oidc: who looks at signed tokens; default: as the settings say.
         failpoint: called at named places of writes; tests end the process there.
 
     Raises:
@@ -98,6 +103,7 @@ def create_app(
     """
     clock = clock or SystemClock()
     store = store or Store(settings.database_url)
+    oidc = oidc or oidc_of(settings, clock)
     metrics = Metrics(clock)
     store.watch(lambda info: metrics.told(info.get(TOLD, ())), lambda kind: metrics.database_errors.labels(kind).inc())
     if settings.reconcile:
@@ -131,7 +137,7 @@ def create_app(
     app.state.context = context
     app.add_middleware(
         Gate,
-        authenticator=Authenticator(store, clock),
+        authenticator=Bearers(Authenticator(store, clock), oidc and TokenAuthenticator(oidc, store, clock)),
         max_upload=settings.max_dataset_bytes,
         refused=lambda asked: note_refusal(store, asked, clock),
     )
@@ -145,7 +151,7 @@ def create_app(
     app.include_router(webhooks_routes.router)
     for router in (keys.router, keys.me, projects.router, audit.router):
         app.include_router(router)
-    for router in (comparisons.router, datasets.router, files.router, fine_tuning.router):
+    for router in (comparisons.router, datasets.router, files.router, fine_tuning.router, quotas.router):
         app.include_router(router)
     if settings.proxy_models:
         app.include_router(inference.router)

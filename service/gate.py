@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.audit import Asked, plain_path
-from service.auth import Authenticator
+from service.bearers import Authenticates
 from service.errors import Forbidden, ServiceError, TooLarge, Unauthorized, as_service_error, render
 from service.scopes import allows, scope_of
 from service.uploads import too_large
@@ -35,7 +35,7 @@ class Gate:
     def __init__(
         self,
         app: ASGIApp,
-        authenticator: Authenticator,
+        authenticator: Authenticates,
         max_upload: int = MAX_BODY,
         refused: Callable[[Asked], None] = lambda asked: None,
     ) -> None:
@@ -72,7 +72,7 @@ class Gate:
             await self._app(scope, body, send_with_id)
         except Exception as error:
             answer = as_service_error(error)
-            if answer.status == 403:
+            if answer.status == 403 and "caller" in scope["state"]:
                 await run_in_threadpool(self._note, scope)
             if answer.status >= 500:
                 # What we raise ourselves explains itself; the rest needs its traceback.

@@ -55,6 +55,8 @@ class Identity:
     """What the project claim says: one, none, or several."""
     roles: tuple[str, ...]
     """What the role claim says."""
+    ends_at: float
+    """`exp`, seconds since 1970."""
 
 
 class Oidc:
@@ -108,7 +110,10 @@ class Oidc:
         name = next((each for each in said if isinstance(each, str) and each.strip()), subject)
         mark = hashlib.sha256(f"{self._issuer}\0{subject}".encode()).hexdigest()[:32]
         projects, roles = (_words(claims, path) for path in self._claims)
-        return Identity(id=f"oidc_{mark}", subject=subject, name=name[:120], projects=projects, roles=roles)
+        ends_at = float(min(claims["exp"], 2**53))
+        return Identity(
+            id=f"oidc_{mark}", subject=subject, name=name[:120], projects=projects, roles=roles, ends_at=ends_at
+        )
 
 
 def oidc_of(settings: Settings, clock: Clock) -> Oidc | None:

@@ -5,11 +5,12 @@ take is refused, when it is asked for.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from service.admission import Decision, Limits, Taken, Waiting, decide, never
 from service.errors import invalid, pointer_of
@@ -22,6 +23,11 @@ from service.usage import hours_by_project, hours_by_sweep
 
 _AT_ONCE = 500
 """Ids in one statement."""
+
+LINE_SHOWN = 20
+"""Of those who wait, where people look at their line."""
+IN_LINE = (Sweep.state == State.PENDING) & (Sweep.attempt == 0) & (Sweep.desired == "RUN")
+"""Criterion of those who wait for a place."""
 
 Live = Sequence[tuple[Sweep, Attempt | None]]
 """Everything that is not over, each with its open attempt."""
@@ -104,14 +110,26 @@ def taken_by(
     }
 
 
+def standing(session: Session, settings: Settings, project: str, now: datetime) -> tuple[Limits, Taken]:
+    """What a project may take, and what it takes; its hours are counted whether they are limited or not."""
+    limits = limits_of(session, settings, [project])[project]
+    light = (defer(Sweep.spec), defer(Sweep.plan), defer(Sweep.result))
+    open_ones = select(Sweep).options(*light).join(Attempt, Attempt.sweep_id == Sweep.id)
+    mine = open_ones.where(Attempt.ended_at.is_(None), Sweep.project == project)
+    taken = taken_by(session, {project: limits}, session.scalars(mine).all(), now)[project]
+    if limits.hours is None:
+        hours = hours_by_project(session, [project], now, month=limits.period == "month")
+        taken = replace(taken, hours=hours.get(project, 0.0))
+    return limits, taken
+
+
 def tell_why(session: Session, live: Live, decision: Decision) -> None:
     """Write why those that wait do, where it is not written. One statement for each reason and 500 sweeps."""
     written = {sweep.id: (sweep.reason, sweep.message) for sweep, _ in live}
-    still = (Sweep.state == State.PENDING) & (Sweep.attempt == 0) & (Sweep.desired == "RUN")
     for why, ids in decision.held.items():
         changed = [id for id in ids if written[id] != why]
         for start in range(0, len(changed), _AT_ONCE):
-            some = still & Sweep.id.in_(changed[start : start + _AT_ONCE])
+            some = IN_LINE & Sweep.id.in_(changed[start : start + _AT_ONCE])
             values = {"reason": why[0], "message": why[1], "version": Sweep.version + 1}
             session.execute(update(Sweep).where(some).values(values).execution_options(synchronize_session=False))
 
@@ -129,12 +147,37 @@ def check_quota(session: Session, settings: Settings, project: str, order: Order
         raise invalid([(pointer_of(field.split(".")), text) for field, text in faults])
 
 
-def places_of(session: Session, sweep_ids: Collection[str]) -> dict[str, tuple[int, int]]:
-    """(place, of how many) in the project's line, for those of these that wait. One query, over what waits."""
-    waits = (Sweep.state == State.PENDING) & (Sweep.attempt == 0) & (Sweep.desired == "RUN")
+def in_line(session: Session, sweep: Sweep) -> dict[str, Any] | None:
+    """{place, of, after} of one that waits: where it stands in its project's line; None for one that does not."""
+    if sweep.state != State.PENDING or sweep.attempt or sweep.desired != "RUN":
+        return None
+    found = lines_of(session, Sweep.id == sweep.id)
+    return {key: found[0][key] for key in ("place", "of", "after")} if found else None
+
+
+def line_words(line: Mapping[str, Any]) -> str:
+    """The same in a sentence."""
+    after = f", after {line['after']}" if line["after"] else ""
+    return f"Place {line['place']} of {line['of']} in its project's line{after}."
+
+
+def lines_of(session: Session, which: Any, limit: int = LINE_SHOWN) -> list[dict[str, Any]]:
+    """Those who wait, in order, each with place, of, and the id of who is right before it. One query.
+
+    which: criterion on `Sweep`.
+    """
     ahead = (Sweep.priority.desc(), Sweep.created_at, Sweep.id)
-    place = func.row_number().over(partition_by=Sweep.project, order_by=ahead).label("place")
-    length = func.count().over(partition_by=Sweep.project).label("length")
-    numbered = select(Sweep.id, place, length).where(waits).subquery()
-    query = select(numbered.c.id, numbered.c.place, numbered.c.length).where(numbered.c.id.in_(sweep_ids))
-    return {id: (place, length) for id, place, length in session.execute(query)}
+    numbered = (
+        select(
+            Sweep.id,
+            func.row_number().over(partition_by=Sweep.project, order_by=ahead).label("place"),
+            func.count().over(partition_by=Sweep.project).label("of"),
+            func.lag(Sweep.id).over(partition_by=Sweep.project, order_by=ahead).label("after"),
+        )
+        .where(IN_LINE)
+        .subquery()
+    )
+    columns = (Sweep.id, Sweep.kind, Sweep.name, Sweep.priority, Sweep.reason, Sweep.message)
+    line = (numbered.c.place, numbered.c.of, numbered.c.after)
+    query = select(*columns, *line).join(numbered, numbered.c.id == Sweep.id).where(which)
+    return [dict(row._mapping) for row in session.execute(query.order_by(numbered.c.place).limit(limit))]

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, RootModel
 
+from service.admission import word_of
 from service.clock import rfc3339
 from service.models import Deployment, Sweep, Trial
 from sweeps.spec import RunSpec, SweepSpec
@@ -41,6 +42,15 @@ class Problem(BaseModel):
     """Of a 403: what the key lacks."""
 
 
+class LineOut(BaseModel):
+    """Where one that waits stands among those of its project."""
+
+    place: int
+    of: int
+    after: str | None
+    """Id of the one right before it."""
+
+
 class SweepOut(BaseModel):
     """A sweep or a run."""
 
@@ -54,6 +64,10 @@ class SweepOut(BaseModel):
     """The same in a sentence."""
     desired: str
     """RUN or CANCEL"""
+    priority: str
+    """low, normal or high: within its project"""
+    queue: LineOut | None = None
+    """Of one that waits for a place, and only when read by its id."""
     phase: str | None
     """preparing, searching, finals or done"""
     progress: float | None
@@ -73,6 +87,49 @@ class SweepOut(BaseModel):
     ended_at: str | None
     result: Json | None = None
     """Of a SUCCEEDED one, and only when read by its id."""
+
+
+class PlanOut(BaseModel):
+    """What a POST with validate_only would do."""
+
+    object: Literal["plan"]
+    kind: str
+    """sweep, run or comparison"""
+    name: str
+    spec: Json
+    """With every default."""
+    spec_hash: str
+    plan: Json
+    """Counts; of a comparison: by method."""
+    hours: Json | None = None
+    """Of sweeps and runs: what earlier ones that are alike took; null where there is none."""
+
+
+class EventOut(BaseModel):
+    """One thing that happened."""
+
+    id: str
+    """Position in its parent's history."""
+    object: Literal["event"]
+    type: str
+    level: Literal["info", "warn", "error"]
+    created_at: str
+    actor: str
+    """Id of a key, or reconciler, or driver."""
+    attempt: int | None
+    message: str
+    data: Json
+
+
+class LeaderboardOut(BaseModel):
+    """Ranked trials, best first."""
+
+    object: Literal["leaderboard"]
+    sweep: str
+    final: bool
+    """The driver's own ranking; before that the values so far."""
+    objective: Json | None
+    data: list[Json]
 
 
 class TrialOut(BaseModel):
@@ -167,6 +224,7 @@ def sweep_json(row: Sweep, trials: Mapping[str, int], *, whole: bool) -> Json:
         reason=row.reason,
         message=row.message,
         desired=row.desired,
+        priority=word_of(row.priority),
         phase=row.phase,
         progress=row.progress,
         attempt=row.attempt,

@@ -1,5 +1,6 @@
 """Comparisons: several methods under one budget, as one Ray job; the result says which is best, and how surely."""
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated
 
@@ -9,14 +10,25 @@ from sqlalchemy.orm import Session
 from starlette.responses import JSONResponse, Response
 
 from service import rows
+from service.admission import PRIORITIES
 from service.context import CallerDep, ContextDep, IdempotencyKey, bearer
 from service.datasets import located
 from service.idempotency import Answer
 from service.models import COMPARISON, Sweep
 from service.orders import comparison_order, plan_of
-from service.pages import etag, page, single
+from service.pages import etag, page
+from service.quotas import check_quota, in_line
 from service.reach import check_reach
-from service.routes.sweeps import PLANNED, PROBLEMS, CreateQuery, SweepQuery, cancelled, find, listed
+from service.routes.sweeps import (
+    PLANNED,
+    PROBLEMS,
+    CreateQuery,
+    SweepQuery,
+    cancelled,
+    find,
+    listed,
+    single_in_line,
+)
 from service.schemas import Json, PageOf
 from service.schemas_comparisons import ComparisonOut, comparison_json
 from sweeps.comparison_spec import ComparisonSpec
@@ -45,16 +57,18 @@ def create_comparison(
     with context.store.read() as session:
         order = comparison_order(body.root, lambda dataset_id: located(session, context.settings, dataset_id))
         check_reach(session, context.settings, order.spec)
+        check_quota(session, context.settings, caller.project, order)
         if query.validate_only:
             rows.check_name(session, order, caller.project)
             return JSONResponse(plan_of(order))
+    order = replace(order, priority=PRIORITIES[query.priority])
 
     def effect(session: Session, now: datetime) -> Answer:
         row = rows.create_sweep(session, order, caller, now)
         headers = {"location": f"{request.url.path.rstrip('/')}/{row.id}", "etag": etag(row.version)}
         return Answer(status=202, body=comparison_json(row, whole=False), headers=headers)
 
-    response = context.posts.run(request.url.path, body.root, idempotency_key, caller, effect)
+    response = context.posts.run(request.url.path, query.said_with(body.root), idempotency_key, caller, effect)
     context.reconciler.wake()
     return response
 
@@ -72,7 +86,8 @@ def get_comparison(request: Request, comparison_id: str, context: ContextDep) ->
     """One comparison, with leaderboard, curves and verdicts once it has succeeded."""
     with context.store.read() as session:
         row = find(session, COMPARISON, comparison_id)
-    return single(request, comparison_json(row, whole=True), row.version)
+        line = in_line(session, row)
+    return single_in_line(request, comparison_json(row, whole=True), row.version, line)
 
 
 @router.post("/{comparison_id}/cancel", status_code=202, responses={202: {"model": ComparisonOut}})

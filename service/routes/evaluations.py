@@ -13,9 +13,10 @@ from service.errors import Conflict
 from service.evaluations import Contender, evaluation_order, gate_of, gate_on
 from service.idempotency import Answer
 from service.models import EVALUATION, Sweep
-from service.pages import etag, page, single
+from service.pages import etag, page
+from service.quotas import in_line
 from service.reach import check_reach
-from service.routes.sweeps import PROBLEMS, SweepQuery, cancelled, find, listed
+from service.routes.sweeps import PROBLEMS, SweepQuery, cancelled, find, listed, single_in_line
 from service.schemas import Json, PageOf
 from service.schemas_registry import EvaluationIn, EvaluationOut, evaluation_json
 from service.winners import Chosen, chosen
@@ -64,7 +65,8 @@ def get_evaluation(request: Request, evaluation_id: str, context: ContextDep) ->
     """One evaluation, with its evidence once it has succeeded."""
     with context.store.read() as session:
         row = find(session, EVALUATION, evaluation_id)
-    return single(request, evaluation_json(row, whole=True), row.version)
+        line = in_line(session, row)
+    return single_in_line(request, evaluation_json(row, whole=True), row.version, line)
 
 
 @router.post("/{evaluation_id}/cancel", status_code=202, responses={202: {"model": EvaluationOut}})

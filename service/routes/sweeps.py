@@ -1,8 +1,9 @@
 """Sweeps and runs: one set of routes, because a run is the one-point sweep."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,7 @@ from sqlalchemy.orm import Session, defer
 from starlette.responses import JSONResponse, Response
 
 from service import rows
+from service.admission import PRIORITIES
 from service.auth import Caller
 from service.context import CallerDep, Context, ContextDep, IdempotencyKey, bearer
 from service.datasets import located
@@ -20,11 +22,12 @@ from service.idempotency import Answer
 from service.models import Sweep
 from service.orders import Lookup, plan_of, run_order, sweep_order
 from service.pages import PageQuery, etag, page_of, single, states_in, words_of
+from service.quotas import check_quota, in_line, line_words
 from service.reach import check_reach
 from service.rows import Order
 from service.schemas import Json, PageOf, PlanOut, Problem, RunBody, SweepBody, SweepOut, sweep_json
 from service.shown import Shown
-from service.states import State
+from service.states import LIVE, State
 
 PLANNED: dict[int | str, dict[str, Any]] = {200: {"model": PlanOut, "description": "The plan (validate_only)"}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {"4XX": {"model": Problem}, "5XX": {"model": Problem}}
@@ -42,6 +45,12 @@ class CreateQuery(BaseModel):
 
     validate_only: bool = False
     """Run every check, store nothing, answer with the plan."""
+    priority: Literal["low", "normal", "high"] = "normal"
+    """Before others of the same project while they wait; nothing to other projects."""
+
+    def said_with(self, body: Json) -> Any:
+        """What an Idempotency-Key stands for."""
+        return body if self.priority == "normal" else {"body": body, "priority": self.priority}
 
 
 class SweepQuery(PageQuery):
@@ -62,7 +71,7 @@ def create_sweep(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Ask for a sweep, or with validate_only for its plan."""
-    return _create(request, sweep_order, body.root, context, caller, idempotency_key, query.validate_only)
+    return _create(request, sweep_order, body.root, context, caller, idempotency_key, query)
 
 
 @runs.post("", status_code=202, responses=ACCEPTED_OR_PLANNED)
@@ -75,7 +84,7 @@ def create_run(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Ask for a single training job."""
-    return _create(request, run_order, body.root, context, caller, idempotency_key, query.validate_only)
+    return _create(request, run_order, body.root, context, caller, idempotency_key, query)
 
 
 @sweeps.get("", responses={200: {"model": PageOf[SweepOut]}})
@@ -143,6 +152,14 @@ def _paged(wanted: Any, kind: str, query: SweepQuery) -> Any:
     return wanted.order_by(Sweep.id.desc() if down else Sweep.id).limit(query.size + 1)
 
 
+def single_in_line(request: Request, body: Json, version: int, line: Json | None) -> Response:
+    """The answer to a GET of one row. `line`: where it waits, which changes with others: it is never a 304 then."""
+    if line is None:
+        return single(request, body, version)
+    told = {**body, "message": f"{body['message']} {line_words(line)}", **({"queue": line} if "queue" in body else {})}
+    return JSONResponse(told, 200, {"etag": etag(version)})
+
+
 def cancelled(
     request: Request,
     kind: str,
@@ -171,44 +188,50 @@ def _create(
     context: Context,
     caller: Caller,
     key: str | None,
-    validate_only: bool,
+    query: CreateQuery,
 ) -> Response:
     with context.store.read() as session:
         order = parse(body, lambda dataset_id: located(session, context.settings, dataset_id))
         check_reach(session, context.settings, order.spec)
-    if validate_only:
+        check_quota(session, context.settings, caller.project, order)
+    if query.validate_only:
         with context.store.read() as session:
             rows.check_name(session, order, caller.project)
             return JSONResponse({**plan_of(order), "hours": hours_of(session, order)})
+    order = replace(order, priority=PRIORITIES[query.priority])
 
     def effect(session: Session, now: datetime) -> Answer:
         row = rows.create_sweep(session, order, caller, now)
         headers = {"location": f"{request.url.path.rstrip('/')}/{row.id}", "etag": etag(row.version)}
         return Answer(status=202, body=sweep_json(row, {}, whole=False), headers=headers)
 
-    response = context.posts.run(request.url.path, body, key, caller, effect)
+    response = context.posts.run(request.url.path, query.said_with(body), key, caller, effect)
     context.reconciler.wake()
     return response
 
 
 def _list(request: Request, kind: str, context: Context, query: SweepQuery) -> Response:
     with context.store.read() as session:
-        marks = session.execute(_paged(select(Sweep.id, Sweep.version), kind, query)).all()
-        counts = rows.trial_counts(session, [sweep_id for sweep_id, _ in marks])
+        marks = session.execute(_paged(select(Sweep.id, Sweep.version, Sweep.state), kind, query)).all()
+        counts = rows.trial_counts(session, [id for id, _, state in marks if state in LIVE])
         items = _shown(session, context.shown, marks, counts)
     return page_of(request, items, query)
 
 
 def _shown(
-    session: Session, memory: Shown, marks: Sequence[Any], counts: Mapping[str, dict[str, int]]
+    session: Session, memory: Shown, marks: Sequence[Any], counts: dict[str, dict[str, int]]
 ) -> list[tuple[str, bytes]]:
-    """(id, JSON) of each; read are those that changed since they were last shown. `marks`: (id, version)."""
-    keys = {id: (id, version, tuple(sorted(counts.get(id, {}).items()))) for id, version in marks}
+    """(id, JSON) of each; read are those that changed since they were last shown. `marks`: (id, version, state)."""
+    keys = {id: (id, version, tuple(sorted(counts.get(id, {}).items()))) for id, version, _ in marks}
     known = {id: text for id, key in keys.items() if (text := memory.get(key)) is not None}
     if missing := [id for id in keys if id not in known]:
         wanted = select(Sweep).where(Sweep.id.in_(missing)).options(defer(Sweep.result), defer(Sweep.plan))
-        for row in session.scalars(wanted):
-            known[row.id] = to_json(sweep_json(row, counts.get(row.id, {}), whole=False), inf_nan_mode="null")
+        found = session.scalars(wanted).all()
+        uncounted = [row.id for row in found if row.trial_counts is None and row.state not in LIVE]
+        counts |= rows.trial_counts(session, uncounted) if uncounted else {}
+        for row in found:
+            tried = counts.get(row.id, {}) if row.trial_counts is None else row.trial_counts
+            known[row.id] = to_json(sweep_json(row, tried, whole=False), inf_nan_mode="null")
             memory.put((row.id, row.version, keys[row.id][2]), known[row.id])  # it may have changed once more
     return [(id, known[id]) for id in keys]
 
@@ -216,14 +239,22 @@ def _shown(
 def _get(request: Request, kind: str, sweep_id: str, context: Context) -> Response:
     with context.store.read() as session:
         row = find(session, kind, sweep_id)
-        counts = rows.trial_counts(session, [sweep_id])
-    return single(request, sweep_json(row, counts.get(sweep_id, {}), whole=True), row.version)
+        counts = _counts(session, row)
+        line = in_line(session, row)
+    return single_in_line(request, sweep_json(row, counts, whole=True), row.version, line)
 
 
 def _cancel(
     request: Request, kind: str, sweep_id: str, context: Context, caller: Caller, key: str | None
 ) -> Response:
     def shown(session: Session, row: Sweep) -> Json:
-        return sweep_json(row, rows.trial_counts(session, [sweep_id]).get(sweep_id, {}), whole=False)
+        return sweep_json(row, _counts(session, row), whole=False)
 
     return cancelled(request, kind, sweep_id, context, caller, key, shown)
+
+
+def _counts(session: Session, row: Sweep) -> dict[str, int]:
+    """Trials by state: kept with a row that is over, else counted now."""
+    if row.trial_counts is not None:
+        return row.trial_counts
+    return rows.trial_counts(session, [row.id]).get(row.id, {})

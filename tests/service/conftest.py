@@ -1,6 +1,6 @@
 """A control plane in one process: real store on SQLite, everything around it fake."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from sqlalchemy import select
 
 from service.app import create_app
 from service.auth import create_key
+from service.clock import Clock
 from service.cluster import Jobs
 from service.context import Context
 from service.examine import Doctor
 from service.models import Attempt, Deployment, Event, Sweep, Trial
+from service.oidc import Oidc
 from service.reconcile import Reconciler
 from service.serving.deployer import Deployer
 from service.settings import Settings
@@ -117,11 +119,12 @@ def make_plane(
     doctor: Doctor | None = None,
     real_deployer: Deployer | None = None,
     real_jobs: Jobs | None = None,
+    oidc: Callable[[Clock], Oidc] | None = None,
     **changes: Any,
 ) -> Iterator[Plane]:
     """A plane with changed settings, as a generator fixture. `serve`: what answers as Ray Serve's HTTP proxy.
 
-    `real_deployer`, `real_jobs`: work instead of the fakes, which then are idle.
+    `real_deployer`, `real_jobs`: work instead of the fakes, which then are idle. `oidc`: who looks at tokens.
     """
     settings = replace(settings, **changes)
     store, jobs, deployer, clock = Store(settings.database_url), FakeJobs(), FakeDeployer(), FakeClock()
@@ -134,6 +137,7 @@ def make_plane(
         clock=clock,
         models=models,
         doctor=doctor,
+        oidc=oidc and oidc(clock),
     )
     context: Context = app.state.context
     with TestClient(app, raise_server_exceptions=False) as client:

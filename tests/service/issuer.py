@@ -73,7 +73,7 @@ class Issuer:
             "iat": int(now),
             "exp": int(now) + 300,
             "simpo_project": "default",
-            "simpo_role": "editor",
+            "simpo_role": "member",
             **claims,
         }
         return signed(key, usual, {name: value for name, value in said.items() if value is not None})

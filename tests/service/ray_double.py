@@ -25,6 +25,10 @@ class RayDouble:
     def __init__(self) -> None:
         self.trial_s = 0.1
         """How long a scripted trial takes."""
+        self.trials = TRIALS
+        """Of each scripted driver."""
+        self.leaves_s = 0.1
+        """How long a driver takes to leave after its last word: a real one takes a moment."""
         self.jobs = FakeJobs()
         self.jobs.stops_at_once = False
         self.applications: dict[str, Any] = {}
@@ -75,7 +79,7 @@ class RayDouble:
         out, attempt = Path(words[words.index("--out") + 1]), int(words[words.index("--attempt") + 1])
         stop = self._stops[name]
         driver = FakeDriver(out, attempt).start()
-        for number in range(TRIALS):
+        for number in range(self.trials):
             driver.create(number)
             if stop.wait(self.trial_s):
                 self.jobs.become(name, "STOPPED")
@@ -83,8 +87,8 @@ class RayDouble:
             driver.rung(number, 30, number / 20)
             driver.end(number, value=number / 10)
             driver.beat()
-        driver.finish(winner=TRIALS - 1)
-        time.sleep(0.1)  # a real one takes a moment to leave
+        driver.finish(winner=self.trials - 1)
+        time.sleep(self.leaves_s)
         self.jobs.become(name, "SUCCEEDED")
 
 

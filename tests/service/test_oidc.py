@@ -41,7 +41,7 @@ def oidc(issuer: Issuer, clock: FakeClock) -> Oidc:
 def test_a_good_token_says_who_is_asking(issuer: Issuer, clock: FakeClock, oidc: Oidc) -> None:
     now = clock.now().timestamp()
     who = oidc.identity(issuer.token(now))
-    assert (who.subject, who.name, who.projects, who.roles) == ("user-1", "ann@example.com", ("default",), ("editor",))
+    assert (who.subject, who.name, who.projects, who.roles) == ("user-1", "ann@example.com", ("default",), ("member",))
     assert who.id.startswith("oidc_") and len(who.id) <= 40
     assert oidc.identity(issuer.token(now, key=ec(), email=None)).name == "user-1"
     assert oidc.identity(issuer.token(now, aud=["other", AUDIENCE], header={"typ": "at+JWT"})).id == who.id
@@ -260,6 +260,10 @@ def test_only_public_signing_keys_with_a_name_are_taken() -> None:
 def test_no_setting_allows_an_issuer_without_https() -> None:
     with pytest.raises(ConfigError, match="SIMPO_OIDC_ISSUER"):
         Settings.from_env({"SIMPO_OIDC_ISSUER": "http://127.0.0.1:8000", "SIMPO_OIDC_AUDIENCE": "simpo"})
+
+
+def test_a_token_that_never_ends_is_taken_as_one_that_ends_late(issuer: Issuer, clock: FakeClock, oidc: Oidc) -> None:
+    assert oidc.identity(issuer.token(clock.now().timestamp(), exp=10**400)).ends_at == 2.0**53
 
 
 def test_a_signature_of_another_curve_is_refused(issuer: Issuer, clock: FakeClock, oidc: Oidc) -> None:

@@ -17,8 +17,6 @@ from sweeps.run_dir import Record
 from tests.contracts import CALLER
 from tests.service.conftest import Plane
 
-pytestmark = pytest.mark.quick
-
 NOON = datetime(2026, 9, 10, 12, tzinfo=UTC)
 
 
