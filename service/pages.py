@@ -1,7 +1,6 @@
 """Lists and single resources over HTTP: cursor pages, ETags."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -9,7 +8,8 @@ from urllib.parse import urlencode
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import JSONResponse, Response
+from pydantic_core import to_json
+from starlette.responses import Response
 
 from service.errors import PreconditionRequired, Stale, invalid
 
@@ -34,6 +34,12 @@ class PageQuery(BaseModel):
         return min(self.limit, MAX_LIMIT)
 
 
+def words_of(known: type[StrEnum]) -> str:
+    """The form of a `state=A,B` filter, as a regular expression."""
+    word = "|".join(known.__members__)
+    return f"^({word})(,({word}))*$"
+
+
 def states_in(text: str, known: type[StrEnum]) -> list[str]:
     """The states of a `state=A,B` filter. Raises Invalid (422) for a word that is no state."""
     wanted = text.split(",")
@@ -45,20 +51,26 @@ def states_in(text: str, known: type[StrEnum]) -> list[str]:
 
 def page(request: Request, items: Sequence[Json], query: PageQuery) -> Response:
     """The answer to a list. `items` holds one more than the page when there is a next one."""
-    shown = list(items[: query.size])
+    return page_of(request, [(item["id"], to_json(item, inf_nan_mode="null")) for item in items], query)
+
+
+def page_of(request: Request, items: Sequence[tuple[str, bytes]], query: PageQuery) -> Response:
+    """The same of items that are JSON already, each beside its id."""
+    shown = items[: query.size]
     has_more = len(items) > query.size
-    following = shown[-1]["id"] if has_more else None
-    body = {"object": "list", "data": shown, "has_more": has_more, "next": following}
+    following = shown[-1][0] if has_more else None
+    rest = to_json({"has_more": has_more, "next": following})
+    text = b'{"object":"list","data":[' + b",".join(body for _, body in shown) + b"]," + rest[1:]
     headers = {}
     if following is not None:
         again = [(k, v) for k, v in request.query_params.multi_items() if k != "after"]
         headers["link"] = f'<{request.url.path}?{urlencode([*again, ("after", following)])}>; rel="next"'
-    return conditional(request, body, _digest(body), headers)
+    return conditional(request, text, f'"{hashlib.sha256(text).hexdigest()[:32]}"', headers)
 
 
 def single(request: Request, body: Json, version: int) -> Response:
     """The answer to a GET of one resource, under its ETag."""
-    return conditional(request, body, etag(version))
+    return conditional(request, to_json(body, inf_nan_mode="null"), etag(version))
 
 
 def etag(version: int) -> str:
@@ -76,14 +88,10 @@ def check_if_match(request: Request, version: int) -> None:
         raise Stale("The resource has changed since you read it: read it again, then decide again.")
 
 
-def conditional(request: Request, body: Json, tag: str, headers: Json | None = None) -> Response:
-    """200, or 304 for a poller that has this already."""
+def conditional(request: Request, text: bytes, tag: str, headers: Json | None = None) -> Response:
+    """200 with this JSON, or 304 for a poller that has it already."""
     headers = {"etag": tag, **(headers or {})}
     known = [t.strip().removeprefix("W/") for t in request.headers.get("if-none-match", "").split(",")]
     if tag in known:
         return Response(status_code=304, headers=headers)
-    return JSONResponse(body, 200, headers)
-
-
-def _digest(body: Json) -> str:
-    return f'"{hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]}"'
+    return Response(text, 200, headers, media_type="application/json")

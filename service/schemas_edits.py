@@ -1,18 +1,72 @@
 """What the API takes and shows of edits of a sweep."""
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, RootModel
+from pydantic import BaseModel, GetJsonSchemaHandler, RootModel
 
 from service.clock import rfc3339
 from service.edits import edit_id
 from service.errors import pointer_of
 from service.models_edits import SweepEdit
 from service.schemas import Json
+from sweeps.control import EDITS
 
 
 class EditBody(RootModel[Json]):
     """The fields of an edit (`sweeps.control`) that its path does not say, taken as they come and validated there."""
+
+    action: ClassVar[str]
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> Json:
+        schema = handler(EDITS[cls.action].__pydantic_core_schema__)
+        fields = handler.resolve_ref_schema(schema)
+        for said in ("action", "trial_id"):  # by the path
+            fields["properties"].pop(said, None)
+            fields["required"] = [name for name in fields.get("required", ()) if name != said]
+        return schema
+
+
+class PauseBody(EditBody):
+    """Nothing."""
+
+    action = "pause"
+
+
+class ResumeBody(EditBody):
+    """Nothing."""
+
+    action = "resume"
+
+
+class ExtendBody(EditBody):
+    """Limits, each the new total."""
+
+    action = "extend"
+
+
+class SpaceBody(EditBody):
+    """Axes that change."""
+
+    action = "space"
+
+
+class PointBody(EditBody):
+    """A point of the space."""
+
+    action = "add_point"
+
+
+class StopBody(EditBody):
+    """Nothing."""
+
+    action = "stop_trial"
+
+
+class CloneBody(EditBody):
+    """What is to be different."""
+
+    action = "clone_trial"
 
 
 class EditOut(BaseModel):

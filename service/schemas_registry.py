@@ -117,7 +117,7 @@ class PromotionIn(BaseModel):
     """Id of a SUCCEEDED sweep or run whose checkpoint becomes a version, unless it is one already."""
     checkpoint: str = "winner"
     """winner, base, or the id of a trial."""
-    version: int | None = None
+    version: Annotated[int, Field(ge=1, lt=10**9)] | None = None
     """Instead of a sweep: a registered version."""
     gate: GateBody = "default"
     approval: Literal["manual", "auto"] = "manual"

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.responses import JSONResponse, Response
@@ -13,7 +14,7 @@ from service.context import CallerDep, ContextDep, IdempotencyKey, bearer
 from service.errors import Conflict, illegal_transition, invalid
 from service.idempotency import Answer
 from service.models import Deployment
-from service.pages import PageQuery, check_if_match, etag, page, single, states_in
+from service.pages import PageQuery, check_if_match, etag, page, single, states_in, words_of
 from service.routes.sweeps import PROBLEMS
 from service.schemas import DeploymentIn, DeploymentOut, PageOf, deployment_json
 from service.settings import Settings
@@ -26,7 +27,7 @@ router = APIRouter(prefix="/v1/deployments", tags=["deployments"], dependencies=
 class DeploymentQuery(PageQuery):
     """Filters of the list. Deleted ones are shown only when asked for by state."""
 
-    state: str | None = None
+    state: Annotated[str, Field(json_schema_extra={"pattern": words_of(DeploymentState)})] | None = None
     name: str | None = None
 
 

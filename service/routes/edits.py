@@ -3,7 +3,8 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
@@ -15,10 +16,23 @@ from service.idempotency import Answer
 from service.models_edits import SweepEdit
 from service.pages import PageQuery, etag, page, single
 from service.routes.sweeps import PROBLEMS, find
+from service.routes.trials import TRIAL_ID
 from service.schemas import PageOf
-from service.schemas_edits import EditBody, EditOut, edit_json
+from service.schemas_edits import (
+    CloneBody,
+    EditBody,
+    EditOut,
+    ExtendBody,
+    PauseBody,
+    PointBody,
+    ResumeBody,
+    SpaceBody,
+    StopBody,
+    edit_json,
+)
 
 router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], dependencies=[bearer], responses=PROBLEMS)
+TrialId = Annotated[str, Path(json_schema_extra={"pattern": TRIAL_ID})]
 ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": EditOut, "description": "Stored: `state` tells more"}}
 
 
@@ -26,6 +40,7 @@ class EditQuery(PageQuery):
     """Of the list of edits; in order of number."""
 
     order: Literal["asc", "desc"] = "asc"
+    after: Annotated[str, Field(json_schema_extra={"pattern": "^edt_[0-9]{8,9}$"})] | None = None
 
 
 @router.post("/{sweep_id}/pause", status_code=202, responses=ACCEPTED)
@@ -34,7 +49,7 @@ def pause_sweep(
     sweep_id: str,
     context: ContextDep,
     caller: CallerDep,
-    body: EditBody | None = None,
+    body: PauseBody | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Start no further trial and hold the running ones before their next step; the wall clock's budget stands still."""
@@ -47,7 +62,7 @@ def resume_sweep(
     sweep_id: str,
     context: ContextDep,
     caller: CallerDep,
-    body: EditBody | None = None,
+    body: ResumeBody | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Go on after a pause."""
@@ -60,7 +75,7 @@ def extend_sweep(
     sweep_id: str,
     context: ContextDep,
     caller: CallerDep,
-    body: EditBody,
+    body: ExtendBody,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Raise limits of the budget: `trials`, `wall_clock_s`, `total_steps`, `accelerator_hours`, each the new total."""
@@ -73,7 +88,7 @@ def change_space(
     sweep_id: str,
     context: ContextDep,
     caller: CallerDep,
-    body: EditBody,
+    body: SpaceBody,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Other ranges, choices or constants for the named `axes`, for trials that nobody has asked yet."""
@@ -86,7 +101,7 @@ def add_point(
     sweep_id: str,
     context: ContextDep,
     caller: CallerDep,
-    body: EditBody,
+    body: PointBody,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Train the point `params` in the place of the next trial of the budget."""
@@ -97,10 +112,10 @@ def add_point(
 def stop_trial(
     request: Request,
     sweep_id: str,
-    trial_id: str,
+    trial_id: TrialId,
     context: ContextDep,
     caller: CallerDep,
-    body: EditBody | None = None,
+    body: StopBody | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """End one running trial before its next step, as PRUNED."""
@@ -111,10 +126,10 @@ def stop_trial(
 def clone_trial(
     request: Request,
     sweep_id: str,
-    trial_id: str,
+    trial_id: TrialId,
     context: ContextDep,
     caller: CallerDep,
-    body: EditBody | None = None,
+    body: CloneBody | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Train a trial's point once more, with `params` changed, in the place of the next trial of the budget."""

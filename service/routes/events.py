@@ -1,8 +1,9 @@
 """Histories: one URL each, as a JSON list, or as a stream that goes on to the end of what has one."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
@@ -17,19 +18,25 @@ from service.promotions import no_such_promotion
 from service.registry import model_named
 from service.routes.sweeps import PROBLEMS, find
 from service.rows import no_such
+from service.schemas import EventOut, PageOf
 
 sweeps = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], dependencies=[bearer], responses=PROBLEMS)
 runs = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[bearer], responses=PROBLEMS)
 rest = APIRouter(prefix="/v1", dependencies=[bearer], responses=PROBLEMS)
 
 _PROMOTION = "promotion"
-LastEventId = Annotated[str | None, Header(description="Resume a stream after this event.")]
+_CURSOR = {"pattern": r"^evt_\d{1,15}$"}
+LastEventId = Annotated[
+    str | None, Header(description="Resume a stream after this event.", json_schema_extra=_CURSOR)
+]
+LISTED: dict[int | str, dict[str, Any]] = {200: {"model": PageOf[EventOut]}}
 
 
 class ListQuery(PageQuery):
     """Of the list."""
 
     order: Literal["asc", "desc"] = "asc"
+    after: Annotated[str, Field(json_schema_extra=_CURSOR)] | None = None
 
 
 class EventQuery(ListQuery):
@@ -39,7 +46,7 @@ class EventQuery(ListQuery):
     """True: server-sent events, as with Accept: text/event-stream."""
 
 
-@sweeps.get("/{sweep_id}/events")
+@sweeps.get("/{sweep_id}/events", responses=LISTED)
 async def sweep_events(
     request: Request,
     sweep_id: str,
@@ -51,7 +58,7 @@ async def sweep_events(
     return await _events(request, "sweep", sweep_id, context, query, last_event_id)
 
 
-@runs.get("/{run_id}/events")
+@runs.get("/{run_id}/events", responses=LISTED)
 async def run_events(
     request: Request,
     run_id: str,
@@ -63,7 +70,7 @@ async def run_events(
     return await _events(request, "run", run_id, context, query, last_event_id)
 
 
-@rest.get("/evaluations/{evaluation_id}/events", tags=["evaluations"])
+@rest.get("/evaluations/{evaluation_id}/events", responses=LISTED, tags=["evaluations"])
 async def evaluation_events(
     request: Request,
     evaluation_id: str,
@@ -75,7 +82,7 @@ async def evaluation_events(
     return await _events(request, EVALUATION, evaluation_id, context, query, last_event_id)
 
 
-@rest.get("/comparisons/{comparison_id}/events", tags=["comparisons"])
+@rest.get("/comparisons/{comparison_id}/events", responses=LISTED, tags=["comparisons"])
 async def comparison_events(
     request: Request,
     comparison_id: str,
@@ -87,7 +94,7 @@ async def comparison_events(
     return await _events(request, COMPARISON, comparison_id, context, query, last_event_id)
 
 
-@rest.get("/promotions/{promotion_id}/events", tags=["promotions"])
+@rest.get("/promotions/{promotion_id}/events", responses=LISTED, tags=["promotions"])
 async def promotion_events(
     request: Request,
     promotion_id: str,
@@ -99,7 +106,7 @@ async def promotion_events(
     return await _events(request, _PROMOTION, promotion_id, context, query, last_event_id)
 
 
-@rest.get("/deployments/{deployment_id}/events", tags=["deployments"])
+@rest.get("/deployments/{deployment_id}/events", responses=LISTED, tags=["deployments"])
 def deployment_events(
     request: Request, deployment_id: str, context: ContextDep, query: Annotated[ListQuery, Query()]
 ) -> Response:
@@ -110,7 +117,7 @@ def deployment_events(
     return _page(request, deployment_id, context, query)
 
 
-@rest.get("/datasets/{dataset_id}/events", tags=["datasets"])
+@rest.get("/datasets/{dataset_id}/events", responses=LISTED, tags=["datasets"])
 def dataset_events(
     request: Request, dataset_id: str, context: ContextDep, query: Annotated[ListQuery, Query()]
 ) -> Response:
@@ -121,7 +128,7 @@ def dataset_events(
     return _page(request, dataset_id, context, query)
 
 
-@rest.get("/registry/models/{model}/events", tags=["registry"])
+@rest.get("/registry/models/{model}/events", responses=LISTED, tags=["registry"])
 def model_events(
     request: Request, model: str, context: ContextDep, query: Annotated[ListQuery, Query()]
 ) -> Response:
@@ -134,9 +141,10 @@ def model_events(
 async def _events(
     request: Request, kind: str, parent_id: str, context: Context, query: EventQuery, last_event_id: str | None
 ) -> Response:
+    resumed = events.seq_of(last_event_id, "/last-event-id")
     if query.stream or "text/event-stream" in request.headers.get("accept", ""):
         # The header is newer: a client that resumes by itself keeps its first URL.
-        after = events.seq_of(last_event_id, "/last-event-id") or events.seq_of(query.after)
+        after = resumed or events.seq_of(query.after)
         await run_in_threadpool(_check, context, kind, parent_id)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(context.hub.stream(parent_id, after), headers=headers, media_type="text/event-stream")

@@ -16,11 +16,15 @@ from service.idempotency import Answer
 from service.intake import take_file
 from service.models_data import Dataset
 from service.pages import PageQuery, page
+from service.schemas import PageOf
 from service.schemas_openai import PURPOSE, file_json
+from service.schemas_tuning import DeletedOut, FileOut
 from service.states import DatasetState
 
 router = APIRouter(prefix="/v1/files", tags=["fine-tuning (OpenAI)"], dependencies=[bearer])
 
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_CONTENT = {"application/jsonl": _BYTES, "application/gzip": _BYTES}
 _PARTS = {"file": {"type": "string", "format": "binary"}, "purpose": {"const": PURPOSE}}
 _FORM = {"type": "object", "required": ["file", "purpose"], "properties": _PARTS}
 _BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}
@@ -32,7 +36,7 @@ class FileQuery(PageQuery):
     purpose: str | None = None
 
 
-@router.post("", openapi_extra=_BODY)
+@router.post("", responses={200: {"model": FileOut}}, openapi_extra=_BODY)
 async def create_file(
     request: Request, context: ContextDep, caller: CallerDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
@@ -53,7 +57,7 @@ async def create_file(
     return await take_file(request, file, context, caller, idempotency_key, named, shown)
 
 
-@router.get("")
+@router.get("", responses={200: {"model": PageOf[FileOut]}})
 def list_files(request: Request, context: ContextDep, query: Annotated[FileQuery, Query()]) -> Response:
     """Files, newest first."""
     wanted = select(Dataset).where(Dataset.state == DatasetState.READY)
@@ -67,14 +71,14 @@ def list_files(request: Request, context: ContextDep, query: Annotated[FileQuery
     return page(request, shown, query)
 
 
-@router.get("/{file}")
+@router.get("/{file}", responses={200: {"model": FileOut}})
 def get_file(file: str, context: ContextDep) -> Response:
     """One file."""
     with context.store.read() as session:
         return JSONResponse(file_json(_find(session, file)))
 
 
-@router.get("/{file}/content")
+@router.get("/{file}/content", response_class=FileResponse, responses={200: {"content": _CONTENT}})
 def get_content(file: str, context: ContextDep) -> Response:
     """Its bytes as they were sent."""
     with context.store.read() as session:
@@ -85,7 +89,7 @@ def get_content(file: str, context: ContextDep) -> Response:
     return FileResponse(path, media_type="application/gzip" if path.suffix == ".gz" else "application/jsonl")
 
 
-@router.delete("/{file}")
+@router.delete("/{file}", responses={200: {"model": DeletedOut}})
 def delete_file(file: str, context: ContextDep, caller: CallerDep) -> Response:
     """Delete it, as OpenAI's client does: without If-Match. Refused while something reads it."""
     with context.store.write() as session:

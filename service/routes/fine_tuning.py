@@ -21,18 +21,37 @@ from service.ids import dashed_id
 from service.models import Deployment, Sweep, Trial
 from service.models_data import Dataset, FineTuningJob
 from service.pages import MAX_LIMIT
+from service.quotas import check_quota
 from service.schemas import Json
 from service.schemas_openai import JobIn, checkpoint_json, job_json, tuning_event_json
+from service.schemas_tuning import CURSORS, JobCheckpointOut, JobEventOut, JobOut, ListOf
 from service.states import DEPLOYMENT_MOVES, State, TuningState, Validation, allowed_verbs
 from sweeps.defaults import PRACTICE
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning (OpenAI)"], dependencies=[bearer])
 
 _DEFAULT_TYPE = "supervised"
+_EVENT_ID, _CHECKPOINT_ID = r"^ftevent-[0-9]{1,15}$", r"^ftckpt-trl_[0-9]{4,9}$"
+_FILTER: Json = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "explode": True,
+    "description": "Pairs that a job has: metadata[key]=value.",
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+}
+ONE_JOB: dict[int | str, dict[str, Any]] = {200: {"model": JobOut}}
+REFUSED: dict[int | str, dict[str, Any]] = {400: {}}
 _METADATA = re.compile(r'metadata\[([^"\\\x00-\x1f]{1,64})\]')
 
 
-@router.post("")
+def _after(form: str) -> Json:
+    """Parameters of a list whose cursor has that form."""
+    limit, after = CURSORS
+    return {"parameters": [limit, {**after, "schema": {"type": "string", "pattern": form}}]}
+
+
+@router.post("", responses=ONE_JOB)
 def create_job(
     request: Request, body: JobIn, context: ContextDep, caller: CallerDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
@@ -56,6 +75,7 @@ def create_job(
             seed=body.seed or 0,
         )
         settled = tuning(session, context.settings, name, asked)
+        check_quota(session, context.settings, caller.project, settled.order)
         sweep = rows.create_sweep(session, settled.order, caller, now, validating=True)
         _have_looked_at(session, training, held_out, settled.order.plan["base_model"], caller, now)
         job = FineTuningJob(
@@ -84,7 +104,7 @@ def create_job(
     return response
 
 
-@router.get("")
+@router.get("", responses={200: {"model": ListOf[JobOut]}}, openapi_extra={"parameters": [*CURSORS, _FILTER]})
 def list_jobs(request: Request, context: ContextDep) -> Response:
     """Jobs, newest first; `metadata[key]=value` filters."""
     limit, after, wished = _page(request, metadata=True)
@@ -98,14 +118,14 @@ def list_jobs(request: Request, context: ContextDep) -> Response:
     return _listed([job_json(job, sweep) for job, sweep in found], limit)
 
 
-@router.get("/{job_id}")
+@router.get("/{job_id}", responses=ONE_JOB)
 def get_job(job_id: str, context: ContextDep) -> Response:
     """One job."""
     with context.store.read() as session:
         return JSONResponse(job_json(*_find(session, job_id)))
 
 
-@router.post("/{job_id}/cancel")
+@router.post("/{job_id}/cancel", responses=ONE_JOB)
 def cancel_job(
     request: Request, job_id: str, context: ContextDep, caller: CallerDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
@@ -133,19 +153,19 @@ def cancel_job(
     return response
 
 
-@router.post("/{job_id}/pause")
+@router.post("/{job_id}/pause", responses=REFUSED)
 def pause_job(job_id: str) -> Response:
     """Not honoured: refused by name."""
     raise BadRequest(f"{job_id} cannot be paused: this service has no pause.", code="unsupported_operation")
 
 
-@router.post("/{job_id}/resume")
+@router.post("/{job_id}/resume", responses=REFUSED)
 def resume_job(job_id: str) -> Response:
     """Not honoured: refused by name."""
     raise BadRequest(f"{job_id} cannot be resumed: this service has no pause.", code="unsupported_operation")
 
 
-@router.get("/{job_id}/events")
+@router.get("/{job_id}/events", responses={200: {"model": ListOf[JobEventOut]}}, openapi_extra=_after(_EVENT_ID))
 def list_job_events(request: Request, job_id: str, context: ContextDep) -> Response:
     """What happened, newest first."""
     limit, after, _ = _page(request)
@@ -155,7 +175,11 @@ def list_job_events(request: Request, job_id: str, context: ContextDep) -> Respo
     return _listed([tuning_event_json(event) for event in found], limit)
 
 
-@router.get("/{job_id}/checkpoints")
+@router.get(
+    "/{job_id}/checkpoints",
+    responses={200: {"model": ListOf[JobCheckpointOut]}},
+    openapi_extra=_after(_CHECKPOINT_ID),
+)
 def list_checkpoints(request: Request, job_id: str, context: ContextDep) -> Response:
     """Checkpoints that the trials left, newest first."""
     limit, after, _ = _page(request)
@@ -163,10 +187,9 @@ def list_checkpoints(request: Request, job_id: str, context: ContextDep) -> Resp
         job, sweep = _find(session, job_id)
         wanted = select(Trial).where(Trial.sweep_id == sweep.id, Trial.checkpoint.is_not(None))
         if after is not None:
-            last = session.get(Trial, (sweep.id, after.removeprefix("ftckpt-")))
-            if last is None:
-                raise refused("after", f"there is no checkpoint {after}")
-            wanted = wanted.where(Trial.number < last.number)
+            if not re.fullmatch(_CHECKPOINT_ID, after):
+                raise refused("after", "must be the id of a checkpoint")
+            wanted = wanted.where(Trial.number < int(after.removeprefix("ftckpt-trl_")))
         found = session.scalars(wanted.order_by(Trial.number.desc()).limit(limit + 1)).all()
     return _listed([checkpoint_json(job, sweep, trial) for trial in found], limit)
 
@@ -235,10 +258,11 @@ def _page(request: Request, *, metadata: bool = False) -> tuple[int, str | None,
 
 
 def _seq(after: str | None) -> int:
-    match = re.fullmatch(r"ftevent-(\d{1,15})", after or "ftevent-0")
-    if match is None:
+    if after is None:
+        return 0
+    if not re.fullmatch(_EVENT_ID, after):
         raise refused("after", "must be the id of an event")
-    return int(match[1])
+    return int(after.removeprefix("ftevent-"))
 
 
 def _listed(items: list[Json], limit: int) -> Response:

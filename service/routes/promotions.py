@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
+from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session, defer
 from starlette.responses import Response
@@ -13,7 +14,7 @@ from service.context import CallerDep, Context, ContextDep, IdempotencyKey, bear
 from service.errors import invalid
 from service.idempotency import Answer
 from service.models_registry import Promotion, RegistryModel
-from service.pages import PageQuery, etag, page, single, states_in
+from service.pages import PageQuery, etag, page, single, states_in, words_of
 from service.promotions import Wish, create_promotion, no_such_promotion, want
 from service.routes.sweeps import PROBLEMS
 from service.schemas import PageOf
@@ -26,7 +27,7 @@ router = APIRouter(prefix="/v1/promotions", tags=["promotions"], dependencies=[b
 class PromotionQuery(PageQuery):
     """Filters of the list."""
 
-    state: str | None = None
+    state: Annotated[str, Field(json_schema_extra={"pattern": words_of(PromotionState)})] | None = None
     """E.g. AWAITING_APPROVAL; several with commas."""
     model: str | None = None
 

@@ -3,7 +3,8 @@
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.responses import Response
@@ -29,8 +30,17 @@ class ModelQuery(PageQuery):
     name: str | None = None
 
 
+class VersionQuery(PageQuery):
+    """Of the list of versions; `after` is a number."""
+
+    after: Annotated[str, Field(json_schema_extra={"pattern": "^[0-9]{1,9}$"})] | None = None
+
+
+VersionNumber = Annotated[int, Path(ge=1, lt=10**9)]
+
+
 @router.post("", status_code=201, responses={201: {"model": ModelOut}})
-def create_model(
+def register_model(
     request: Request, body: ModelIn, context: ContextDep, caller: CallerDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Register a name. A promotion does it by itself."""
@@ -46,7 +56,7 @@ def create_model(
 
 
 @router.get("", responses={200: {"model": PageOf[ModelOut]}})
-def list_models(request: Request, context: ContextDep, query: Annotated[ModelQuery, Query()]) -> Response:
+def list_registered_models(request: Request, context: ContextDep, query: Annotated[ModelQuery, Query()]) -> Response:
     """Models by name."""
     wanted, name, down = select(RegistryModel), RegistryModel.name, query.order == "desc"
     if query.name is not None:
@@ -60,7 +70,7 @@ def list_models(request: Request, context: ContextDep, query: Annotated[ModelQue
 
 
 @router.get("/{model}", responses={200: {"model": ModelOut}})
-def get_model(request: Request, model: str, context: ContextDep) -> Response:
+def get_registered_model(request: Request, model: str, context: ContextDep) -> Response:
     """One model."""
     with context.store.read() as session:
         row = registry.model_named(session, model)
@@ -91,9 +101,9 @@ def create_version(
 
 @router.get("/{model}/versions", responses={200: {"model": PageOf[VersionOut]}})
 def list_versions(
-    request: Request, model: str, context: ContextDep, query: Annotated[PageQuery, Query()]
+    request: Request, model: str, context: ContextDep, query: Annotated[VersionQuery, Query()]
 ) -> Response:
-    """Versions, newest first; `after` is a number."""
+    """Versions, newest first."""
     if query.after is not None and not (query.after.isdecimal() and len(query.after) < 10):
         raise invalid([("/after", "must be the number of a version")])
     down = query.order == "desc"
@@ -109,7 +119,7 @@ def list_versions(
 
 
 @router.get("/{model}/versions/{version}", responses={200: {"model": VersionOut}})
-def get_version(request: Request, model: str, version: int, context: ContextDep) -> Response:
+def get_version(request: Request, model: str, version: VersionNumber, context: ContextDep) -> Response:
     """One version."""
     with context.store.read() as session:
         row = registry.model_named(session, model)

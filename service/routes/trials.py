@@ -1,8 +1,10 @@
 """What a sweep tried, and how that compares. Runs are sweeps of one point and have the same."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
+from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.responses import Response
@@ -10,10 +12,12 @@ from starlette.responses import Response
 from service.context import Context, ContextDep, bearer
 from service.errors import invalid
 from service.models import Sweep, Trial
-from service.pages import PageQuery, page, single, states_in
+from service.pages import PageQuery, page, single, states_in, words_of
 from service.routes.sweeps import PROBLEMS, find
-from service.schemas import PageOf, TrialOut, trial_json
+from service.schemas import LeaderboardOut, PageOf, TrialOut, trial_json
 from service.states import TrialState
+
+TRIAL_ID = r"^trl_[0-9]{4,9}$"
 
 sweeps = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], dependencies=[bearer], responses=PROBLEMS)
 
@@ -22,7 +26,8 @@ class TrialQuery(PageQuery):
     """Filters of the list of trials; in order of number."""
 
     order: Literal["asc", "desc"] = "asc"
-    state: str | None = None
+    after: Annotated[str, Field(json_schema_extra={"pattern": TRIAL_ID})] | None = None
+    state: Annotated[str, Field(json_schema_extra={"pattern": words_of(TrialState)})] | None = None
     """E.g. PRUNED; several with commas."""
 
 
@@ -37,7 +42,7 @@ def list_trials(
     return page(request, [trial_json(row) for row in found], query)
 
 
-@sweeps.get("/{sweep_id}/leaderboard")
+@sweeps.get("/{sweep_id}/leaderboard", responses={200: {"model": LeaderboardOut}})
 def leaderboard(request: Request, sweep_id: str, context: ContextDep) -> Response:
     """Ranked trials, best first: the driver's final ranking, or before that the values so far."""
     return _leaderboard(request, "sweep", sweep_id, context)
@@ -48,10 +53,10 @@ def _trials(session: Session, sweep_id: str, query: TrialQuery) -> list[Trial]:
     if query.state is not None:
         wanted = wanted.where(Trial.state.in_(states_in(query.state, TrialState)))
     if query.after is not None:
-        last = session.get(Trial, (sweep_id, query.after))
-        if last is None:
-            raise invalid([("/after", f"there is no trial {query.after} in {sweep_id}")])
-        wanted = wanted.where(Trial.number < last.number if query.order == "desc" else Trial.number > last.number)
+        if not re.fullmatch(TRIAL_ID, query.after):
+            raise invalid([("/after", "must be the id of a trial, like trl_0003")])
+        last = int(query.after.removeprefix("trl_"))
+        wanted = wanted.where(Trial.number < last if query.order == "desc" else Trial.number > last)
     order = Trial.number.desc() if query.order == "desc" else Trial.number
     return list(session.scalars(wanted.order_by(order).limit(query.size + 1)))
 
