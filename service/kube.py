@@ -114,7 +114,7 @@ class KubeApi:
         at = parsedate_to_datetime(headers["Date"]) if "Date" in headers else datetime.now(UTC)
         return Seen(thing=thing, at=at)
 
-    def list(self, plural: str, labels: str) -> list[Json]:
+    def find(self, plural: str, labels: str) -> list[Json]:
         """All objects with these labels, as they are now (not from the server's cache), in pages of 500."""
         for _ in range(_RELISTS):
             found: list[Json] = []

@@ -1,5 +1,6 @@
 """What is seen of one attempt in one look, and what that means. No database, no network: a pure decision."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,8 @@ SYSTEM_ERROR = "SYSTEM_ERROR"
 CLOSING = "job.finished"
 """The record that a driver writes after its result."""
 _CLOSING_S = 3.0
+_COARSE_S = 2.0  # FAT's clock, the coarsest, counts so many seconds
+_BELIEVED_S = 30.0
 
 _PHASES = {
     "preparing": "Prepares the data and the base model.",
@@ -80,6 +83,7 @@ class Watch:
         self._clock = clock
         self._beats: dict[str, tuple[int, float]] = {}
         self._results: dict[str, float] = {}
+        self._journals: dict[str, _Journal] = {}
 
     def look(
         self,
@@ -94,7 +98,7 @@ class Watch:
         # The result is read before the journal: what the driver wrote before it published is then seen with it.
         result = read_result(directory)
         beat = read_heartbeat(directory)
-        records = read_journal(directory, after_seq)
+        records = self._records(submission_id, directory, after_seq)
         counter = beat["counter"] if beat else 0
         now = self._clock.monotonic()
         seen, since = self._beats.get(submission_id, (-1, now))
@@ -123,6 +127,36 @@ class Watch:
         """An attempt that ended needs no memory."""
         self._beats.pop(submission_id, None)
         self._results.pop(submission_id, None)
+        self._journals.pop(submission_id, None)
+
+    def _records(self, submission_id: str, directory: AttemptDir, after_seq: int) -> Sequence[Record]:
+        """The journal's new records. It is not listed again while its directory's time says that nothing was added.
+
+        Such times are as coarse as the file system's clock, so one is believed when a look well after it was first
+        seen found nothing more, and for no longer than a while.
+        """
+        now = self._clock.monotonic()
+        seen = (_changed_at(directory), after_seq)
+        known = self._journals.get(submission_id)
+        if known is None or known.seen != seen:
+            known = self._journals[submission_id] = _Journal(seen=seen, since=now)
+        elif known.believed_at is not None and now - known.believed_at < _BELIEVED_S:
+            return ()
+        records = read_journal(directory, after_seq)
+        known.believed_at = now if not records and now - known.since >= _COARSE_S else None
+        return records
+
+
+@dataclass(kw_only=True)
+class _Journal:
+    """What a look at a journal found."""
+
+    seen: tuple[int, int]
+    """(time of the directory in ns, newest record in the tables)"""
+    since: float
+    """When that was first seen, by our clock."""
+    believed_at: float | None = None
+    """When there was certainly nothing more; None: look again."""
 
 
 def judge(sight: Sight, *, stale_s: float, hung_s: float) -> Verdict:
@@ -152,10 +186,18 @@ def words(sight: Sight, phase: str | None, *, stale_s: float, paused: bool = Fal
         status = sight.job.status if sight.job else "nothing of it"
         return "DRIVER_GONE", f"Ray says {status}; lost if its heartbeat stands still for {stale_s:g} s."
     if not sight.started:
-        return "STARTING", "Ray starts the driver."
+        said = sight.job.message.strip() if sight.job is not None and sight.job.status == "PENDING" else ""
+        return "STARTING", said.splitlines()[-1][:300] if said else "Ray starts the driver."
     if paused and phase not in _AFTER_SEARCH:
         return "PAUSED", "No further trial starts and running ones hold, until somebody resumes it."
     return (phase or "running").upper(), _PHASES.get(phase or "", "Runs.")
+
+
+def _changed_at(directory: AttemptDir) -> int:
+    try:
+        return os.stat(directory.path / "journal").st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _failure(record: Record) -> dict[str, Any]:

@@ -98,12 +98,18 @@ def disruption_budgets(objects: list[Json]) -> Iterator[str]:
 
 
 def no_cluster_identity(objects: list[Json]) -> Iterator[str]:
-    """No container has a Kubernetes token but Ray's autoscaler; each pod has an account; we bind nothing to a role."""
+    """No container has a Kubernetes token but Ray's autoscaler and the reconciler, whose Roles name every verb."""
     for thing in objects:
         if thing["kind"] == "ServiceAccount" and thing.get("automountServiceAccountToken") is not False:
             yield f"{name_of(thing)}: automountServiceAccountToken must be false"
-        if thing["kind"] in ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"):
-            yield f"{name_of(thing)}: nothing here may use the Kubernetes API"
+        if thing["kind"] in ("ClusterRole", "ClusterRoleBinding"):
+            yield f"{name_of(thing)}: nothing here is of the whole cluster"
+        for rule in thing["rules"] if thing["kind"] == "Role" else ():
+            if rule["apiGroups"] != ["ray.io"] or "*" in [*rule["resources"], *rule["verbs"]]:
+                yield f"{name_of(thing)}: a Role is for named verbs on objects of ray.io alone"
+        for subject in thing["subjects"] if thing["kind"] == "RoleBinding" else ():
+            if (subject["kind"], subject["name"]) != ("ServiceAccount", "simpo-reconciler"):
+                yield f"{name_of(thing)}: only the reconciler may use the Kubernetes API"
     for view in pods(objects):
         if view.spec.get("automountServiceAccountToken") is not False:
             yield f"{view.owner}: automountServiceAccountToken must be false"
@@ -114,8 +120,9 @@ def no_cluster_identity(objects: list[Json]) -> Iterator[str]:
         tokens = set(_token_volumes(view))
         for container in view.containers():
             mounted = {mount["name"] for mount in container.get("volumeMounts") or []}
-            if mounted & tokens and container["name"] != AUTOSCALER:
-                yield f"{view.owner} {container['name']}: only Ray's autoscaler may mount a Kubernetes token"
+            ours = view.labels.get("app.kubernetes.io/component") == container["name"] == "reconciler"
+            if mounted & tokens and container["name"] != AUTOSCALER and not ours:
+                yield f"{view.owner} {container['name']}: only Ray's autoscaler and the reconciler may mount a token"
 
 
 def default_deny(objects: list[Json]) -> Iterator[str]:
@@ -214,10 +221,16 @@ def nothing_alpha(objects: list[Json]) -> Iterator[str]:
 
 def one_serve_owner(objects: list[Json]) -> Iterator[str]:
     """Serve's configuration has one owner: where the reconciler puts it over REST, no RayService may put its own."""
-    over_rest = any("SIMPO_RAY_SERVE_URL" in (thing.get("data") or {}) for thing in objects)
-    for thing in objects:
-        if over_rest and thing["kind"] == "RayService":
+    settings = [thing["data"] for thing in objects if "SIMPO_RAY_SERVE_URL" in (thing.get("data") or {})]
+    by_service = any(data.get("SIMPO_DEPLOY_BY") == "rayservice" for data in settings)
+    found = [thing for thing in objects if thing["kind"] == "RayService"]
+    for thing in found:
+        if settings and not by_service:
             yield f"{name_of(thing)}: would overwrite what the reconciler puts over Serve's REST API"
+        if "serveConfigV2" in thing["spec"]:
+            yield f"{name_of(thing)}: serveConfigV2 is the reconciler's"
+    if by_service and not found:
+        yield "(all): SIMPO_DEPLOY_BY is rayservice, and there is none"
 
 
 def serve_haproxy(objects: list[Json]) -> Iterator[str]:

@@ -168,9 +168,11 @@ def _ray_pods(thing: Json, name: str, cluster: Json) -> Iterator[PodView]:
     groups = [("headgroup", "head", cluster["headGroupSpec"])]
     groups += [(group["groupName"], "worker", group) for group in cluster.get("workerGroupSpecs") or []]
     for group_name, node_type, group in groups:
+        # The clusters of a RayService and of a RayJob have names that KubeRay makes up: a policy cannot know them.
+        suffix = "" if thing["kind"] == "RayCluster" else "-x7k2p"
         labels = {  # what KubeRay adds (ray-operator/controllers/ray/common/pod.go, labelPod)
             "ray.io/is-ray-node": "yes",
-            "ray.io/cluster": thing["metadata"]["name"],
+            "ray.io/cluster": f"{thing['metadata']['name']}{suffix}",
             "ray.io/node-type": node_type,
             "ray.io/group": group_name,
         }

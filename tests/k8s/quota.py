@@ -43,11 +43,12 @@ def largest(objects: list[Json]) -> dict[str, Decimal]:
 def _count(thing: Json, view: PodView, tops: dict[str, int]) -> int:
     if thing["kind"] == "Deployment":
         return int(tops.get(thing["metadata"]["name"], thing["spec"].get("replicas", 1))) + 1
+    clusters = 2 if thing["kind"] == "RayService" else 1  # the new one starts beside the one that answers
     if view.labels.get("ray.io/node-type") == "worker":
         spec = thing["spec"].get("rayClusterSpec") or thing["spec"].get("rayClusterConfig") or thing["spec"]
         group = next(g for g in spec["workerGroupSpecs"] if g["groupName"] == view.labels["ray.io/group"])
-        return int(group["maxReplicas"])
-    return int((thing.get("spec") or {}).get("replicas", 1))
+        return int(group["maxReplicas"]) * clusters
+    return int((thing.get("spec") or {}).get("replicas", 1)) * clusters
 
 
 def _of_pod(view: PodView) -> dict[str, Decimal]:

@@ -90,8 +90,18 @@ def _default_account(example: Examples) -> None:
     del example.pod["serviceAccountName"]
 
 
-def _role(example: Examples) -> None:
-    example.add("Role", "web", "rbac.authorization.k8s.io/v1", rules=[])
+def _cluster_role(example: Examples) -> None:
+    example.add("ClusterRole", "web", "rbac.authorization.k8s.io/v1", rules=[])
+
+
+def _wide_role(example: Examples) -> None:
+    rules = [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["*"]}]
+    example.add("Role", "web", "rbac.authorization.k8s.io/v1", rules=rules)
+
+
+def _role_for_drivers(example: Examples) -> None:
+    subjects = [{"kind": "ServiceAccount", "name": "simpo-training"}]
+    example.add("RoleBinding", "web", "rbac.authorization.k8s.io/v1", subjects=subjects)
 
 
 def _service_links(example: Examples) -> None:
@@ -156,6 +166,15 @@ def _alpha_tls(example: Examples) -> None:
 
 def _second_serve_owner(example: Examples) -> None:
     example.add("RayService", "service", "ray.io/v1", spec={"rayClusterConfig": example.cluster})
+
+
+def _serve_configuration_by_hand(example: Examples) -> None:
+    spec = {"rayClusterConfig": example.cluster, "serveConfigV2": "{}"}
+    example.add("RayService", "service", "ray.io/v1", spec=spec)
+
+
+def _no_service(example: Examples) -> None:
+    example["ConfigMap/settings"]["data"] |= {"SIMPO_DEPLOY_BY": "rayservice", "SIMPO_RAY_SERVE_URL": "http://ray:8265"}
 
 
 def _token_beside_the_work(example: Examples) -> None:
@@ -246,7 +265,9 @@ CASES: list[tuple[checklist.Check, Callable[[Examples], None], str]] = [
     (checklist.disruption_budgets, _two_budgets, "has 2 PodDisruptionBudgets"),
     (checklist.no_cluster_identity, _mounted_token, "automountServiceAccountToken must be false"),
     (checklist.no_cluster_identity, _default_account, "needs a ServiceAccount of its own"),
-    (checklist.no_cluster_identity, _role, "nothing here may use the Kubernetes API"),
+    (checklist.no_cluster_identity, _cluster_role, "nothing here is of the whole cluster"),
+    (checklist.no_cluster_identity, _wide_role, "named verbs on objects of ray.io alone"),
+    (checklist.no_cluster_identity, _role_for_drivers, "only the reconciler may use the Kubernetes API"),
     (checklist.no_cluster_identity, _service_links, "enableServiceLinks must be false"),
     (checklist.default_deny, _open_by_default, "needs a NetworkPolicy that selects every pod and allows nothing"),
     (checklist.default_deny, _metadata_reachable, "ipBlock 0.0.0.0/0 must except 169.254.169.254/32"),
@@ -263,7 +284,9 @@ CASES: list[tuple[checklist.Check, Callable[[Examples], None], str]] = [
     (checklist.labelled, _nobodys_job, "RayJob/job headgroup: the pod needs the labels simpo/owner, simpo/sweep"),
     (checklist.nothing_alpha, _alpha_tls, "tlsOptions is alpha"),
     (checklist.one_serve_owner, _second_serve_owner, "would overwrite what the reconciler puts"),
-    (checklist.no_cluster_identity, _token_beside_the_work, "only Ray's autoscaler may mount a Kubernetes token"),
+    (checklist.one_serve_owner, _serve_configuration_by_hand, "serveConfigV2 is the reconciler's"),
+    (checklist.one_serve_owner, _no_service, "SIMPO_DEPLOY_BY is rayservice, and there is none"),
+    (checklist.no_cluster_identity, _token_beside_the_work, "only Ray's autoscaler and the reconciler may"),
     (checklist.serve_haproxy, _serve_without_haproxy, 'headgroup ray: RAY_SERVE_ENABLE_HA_PROXY must be "1"'),
     (checklist.serve_haproxy, _haproxy_on_half_the_cluster, 'workers ray: RAY_SERVE_THROUGHPUT_OPTIMIZED must be "1"'),
     (checklist.one_image_per_cluster, _two_images, "ray: has 2 images"),

@@ -19,7 +19,7 @@ from tests.k8s.pod_security import violations
 Json = dict[str, Any]
 
 NAMES = sorted(path.parent.name for path in (K8S / "components").glob("*/kustomization.yaml"))
-NEEDS = {"rayjob": ["kueue"]}
+NEEDS = {"rayjob": ["kueue"], "queued-sweeps": ["kueue", "kube-api"], "rayservice": ["kube-api"]}
 PAIRS = [(name, other) for name in ("spot", "gpu") for other in ("autoscaler", "gcs-redis", "monitoring")]
 
 

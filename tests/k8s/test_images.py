@@ -122,7 +122,8 @@ def test_each_image_of_the_manifests_has_a_file() -> None:
 def test_an_image_installs_this_project_under_our_constraints(file: Containerfile) -> None:
     """What pip is told in the images is what pyproject.toml and constraints.txt know, so that they cannot drift."""
     (install,) = file.installs()
-    wanted = [word for word in install[1:] if not word.startswith("-") and word != "constraints.txt"]
+    words = [word.strip("'") for word in install[1:]]
+    wanted = [word for word in words if not word.startswith("-") and word != "constraints.txt"]
     assert [word.partition("[")[0] for word in wanted] == ["."]
     extras = re.findall(r"\[(.*)\]", wanted[0])
     assert set(",".join(extras).split(",")) - {""} <= set(PROJECT["optional-dependencies"]) - {"test"}

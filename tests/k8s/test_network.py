@@ -64,8 +64,9 @@ def _promised(names: list[str], used: list[str]) -> set[Flow]:
             return names
         if word.endswith(" node"):
             return [word.replace("node", kind) for kind in ("head", "worker")]
-        if word == "sweep pod":
-            return ["sweep", "sweep head", "sweep worker"]
+        if word in ("sweep pod", "queued pod"):
+            kind = word.removesuffix(" pod")
+            return [kind, f"{kind} head", f"{kind} worker"]
         return [word]
 
     return {

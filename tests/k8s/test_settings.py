@@ -71,6 +71,8 @@ def test_urls_lead_to_ports_of_ray_heads(objects: list[Json]) -> None:
         }
         for name, cluster in ray_clusters(objects)
     }
+    for name, _ in ray_clusters([thing for thing in objects if thing["kind"] == "RayService"]):
+        heads[f"{name.partition('/')[2]}-serve-svc"] = {8000}  # to every node whose proxy is well
     for view in _service_pods(objects):
         environment = _environment(objects, view)
         for name in ("ray_jobs_url", "ray_serve_url", "serve_url"):

@@ -248,10 +248,10 @@ class KubeDouble:
     # -- storage
 
     def _create(self, key: Key, body: Json, manager: str, operation: str) -> Json:
+        self._owners[key] = fields.owned_by(body, manager, operation)
         fill_defaults(key[0], body)
         body.pop("status", None)
         body["metadata"].update(uid=str(uuid.uuid4()), generation=1, creationTimestamp=self.stamp())
-        self._owners[key] = fields.owned_by(body, manager, operation)
         return self._store(key, body, "ADDED", (manager, operation))
 
     def _replace(self, key: Key, body: Json, manager: str, operation: str) -> Json:

@@ -28,7 +28,8 @@ def leaves(thing: Json) -> Iterator[tuple[Path, Any]]:
     """(path, value) of every leaf that somebody can manage; not the status, not what the server sets."""
     for key, value in thing.items():
         if key == "metadata":
-            yield from _leaves({k: v for k, v in value.items() if k not in _SYSTEM}, ("metadata",))
+            for name in set(value) - set(_SYSTEM):
+                yield from _leaves(value[name], ("metadata", name))
         elif key not in ("apiVersion", "kind", "status"):
             yield from _leaves(value, (key,))
 

@@ -112,7 +112,7 @@ def test_retry_after_is_kept_whoever_asks(tmp_path: Path) -> None:
         kube.faults = [(429, "TooManyRequests", 30.0)]
         calls: list[Callable[[], object]] = [
             lambda: api.get("rayservices", NAME),
-            lambda: api.list("rayjobs", ""),
+            lambda: api.find("rayjobs", ""),
             lambda: api.delete("rayjobs", "x", "uid"),
         ]
         for call in calls:
@@ -152,14 +152,14 @@ def test_a_list_whose_pages_expire_is_read_again_and_not_for_ever(stage: Stage) 
     for number in range(1100):
         job = {"metadata": {"name": f"job-{number}", "labels": {"simpo/managed": "yes"}}, "spec": {}}
         stage.kube.put("rayjobs", {"apiVersion": "ray.io/v1", "kind": "RayJob", **job})
-    assert len(stage.api.list("rayjobs", "simpo/managed=yes")) == 1100
+    assert len(stage.api.find("rayjobs", "simpo/managed=yes")) == 1100
     assert stage.verbs() == ["list"] * 3
     stage.kube.faults = [(0, "", None), (410, "Expired", None)]
-    assert len(stage.api.list("rayjobs", "simpo/managed=yes")) == 1100
+    assert len(stage.api.find("rayjobs", "simpo/managed=yes")) == 1100
     assert stage.verbs() == ["list"] * 5
     stage.kube.faults = [(0, "", None), (410, "Expired", None)] * 9
     with pytest.raises(KubeError, match="expired 3 times"):
-        stage.api.list("rayjobs", "simpo/managed=yes")
+        stage.api.find("rayjobs", "simpo/managed=yes")
     assert stage.verbs() == ["list"] * 6
 
 
