@@ -15,6 +15,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from pydantic_core import from_json
 from sqlalchemy import Connection, create_engine, event, insert, text, update
 from sqlalchemy.engine import URL, ExceptionContext, make_url
@@ -110,6 +112,8 @@ class Store:
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         try:
+            if self._is_newest(config):
+                return  # the usual start: it waits for no writer
             with self._engine.execution_options(writes=True).begin() as connection:
                 if not self.is_sqlite:
                     for limit in _LIMITS:  # a migration takes as long as it takes
@@ -146,6 +150,11 @@ class Store:
     def close(self) -> None:
         """Close the pooled connections."""
         self._engine.dispose()
+
+    def _is_newest(self, config: Config) -> bool:
+        with self._engine.connect() as connection:
+            there = MigrationContext.configure(connection).get_current_heads()
+        return set(there) == set(ScriptDirectory.from_config(config).get_heads())
 
     def _first_lease(self, name: str, holder: str, ttl_s: float) -> bool:
         try:

@@ -27,26 +27,16 @@ def fresh_database(socket_directory: Path, *, template: str = "migrated") -> str
 @contextmanager
 def private_postgres() -> Iterator[Path]:
     """A private PostgreSQL without a network, by its socket's directory; its database `migrated` is at the head."""
-    initdb, pg_ctl = shutil.which("initdb"), shutil.which("pg_ctl")
-    if initdb is None or pg_ctl is None:
+    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
         pytest.skip("needs PostgreSQL's initdb and pg_ctl in the PATH (Debian: postgresql)")
     # Its socket's path may have 107 characters at most, and root may not run it.
     home = Path(tempfile.mkdtemp(prefix="pg"))
-    user = "nobody" if os.geteuid() == 0 else None
-    if user:
-        shutil.chown(home, user)
-    data = home / "data"
-    start = [pg_ctl, "-D", str(data), "-w", "-l", str(home / "log"), "start"]
-    options = f"-c listen_addresses= -c unix_socket_directories={home} -c fsync=off"
-
-    def run(*arguments: str) -> None:
-        # Output into a file: a server that inherits a pipe keeps it open.
-        with (home / "out").open("ab") as out:
-            subprocess.run(arguments, check=True, user=user, cwd=home, stdout=out, stderr=out, timeout=60)
-
+    if _user():
+        shutil.chown(home, _user())
+    data = str(home / "data")
     try:
-        run(initdb, "-D", str(data), "-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
-        run(*start, "-o", options)
+        _run(home, "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
+        start(home)
         try:
             admin = create_engine(socket_url(home, "postgres"), isolation_level="AUTOCOMMIT")
             with admin.connect() as connection:
@@ -57,11 +47,34 @@ def private_postgres() -> Iterator[Path]:
             template.close()
             yield home
         finally:
-            run(pg_ctl, "-D", str(data), "-m", "immediate", "stop")
+            stop(home)
     finally:
         shutil.rmtree(home)
+
+
+def start(socket_directory: Path) -> None:
+    """Start the server of that socket; returns when it answers."""
+    options = f"-c listen_addresses= -c unix_socket_directories={socket_directory} -c fsync=off"
+    log = str(socket_directory / "log")
+    _run(socket_directory, "pg_ctl", "-D", str(socket_directory / "data"), "-w", "-l", log, "start", "-o", options)
+
+
+def stop(socket_directory: Path) -> None:
+    """As a crash: no connection is waited for, nothing is tidied up."""
+    _run(socket_directory, "pg_ctl", "-D", str(socket_directory / "data"), "-m", "immediate", "stop")
 
 
 def socket_url(socket_directory: Path, database: str) -> str:
     """SQLAlchemy URL of a database behind that socket."""
     return f"postgresql+psycopg://postgres@/{database}?host={socket_directory}"
+
+
+def _run(home: Path, program: str, *arguments: str) -> None:
+    # Output into a file: a server that inherits a pipe keeps it open.
+    with (home / "out").open("ab") as out:
+        command = [str(shutil.which(program)), *arguments]
+        subprocess.run(command, check=True, user=_user(), cwd=home, stdout=out, stderr=out, timeout=60)
+
+
+def _user() -> str | None:
+    return "nobody" if os.geteuid() == 0 else None
