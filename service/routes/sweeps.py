@@ -21,7 +21,7 @@ from service.expected import hours_of
 from service.idempotency import Answer
 from service.models import Sweep
 from service.orders import Lookup, plan_of, run_order, sweep_order
-from service.pages import PageQuery, etag, page_of, single, states_in, words_of
+from service.pages import PageQuery, conditional, etag, page_of, single, states_in, words_of
 from service.quotas import check_quota, in_line, line_words
 from service.reach import check_reach
 from service.rows import Order
@@ -153,11 +153,11 @@ def _paged(wanted: Any, kind: str, query: SweepQuery) -> Any:
 
 
 def single_in_line(request: Request, body: Json, version: int, line: Json | None) -> Response:
-    """The answer to a GET of one row. `line`: where it waits, which changes with others: it is never a 304 then."""
+    """The answer to a GET of one row. `line`: where it waits, which changes with others: the ETag says it too."""
     if line is None:
         return single(request, body, version)
     told = {**body, "message": f"{body['message']} {line_words(line)}", **({"queue": line} if "queue" in body else {})}
-    return JSONResponse(told, 200, {"etag": etag(version)})
+    return conditional(request, to_json(told, inf_nan_mode="null"), f'"{version}.{line["place"]}.{line["of"]}"')
 
 
 def cancelled(

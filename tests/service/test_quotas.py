@@ -52,13 +52,15 @@ def test_who_waits_for_a_quota_says_which_and_who_is_ahead(roomy: Plane) -> None
     assert roomy.sweep(third)["reason"] == "STARTING"
 
 
-def test_a_place_is_never_answered_with_not_modified(plane: Plane) -> None:
+def test_a_place_that_changed_is_not_answered_with_not_modified(plane: Plane) -> None:
     plane.post("a")
-    waits = plane.post("b")["id"]
+    before, waits = plane.post("b")["id"], plane.post("c")["id"]
     plane.turn()
-    tag = plane.client.get(f"/v1/sweeps/{waits}").headers["etag"]
-    assert plane.client.get(f"/v1/sweeps/{waits}", headers={"if-none-match": tag}).status_code == 200
     assert plane.sweep(waits)["reason"] == "QUEUED" and "1 may run at once" in plane.sweep(waits)["message"]
+    known = {"if-none-match": plane.client.get(f"/v1/sweeps/{waits}").headers["etag"]}
+    assert plane.client.get(f"/v1/sweeps/{waits}", headers=known).status_code == 304
+    plane.client.post(f"/v1/sweeps/{before}/cancel")
+    assert plane.client.get(f"/v1/sweeps/{waits}", headers=known).status_code == 200
 
 
 def test_priority_is_a_parameter_of_the_request(plane: Plane) -> None:
