@@ -9,7 +9,7 @@ names follow from ours. Files are PEFT's, so that PEFT and vLLM load them; the f
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,21 @@ def adapter_of(model: Any) -> "Adapter | None":
     return getattr(model, "simpo_adapter", None)
 
 
+def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 of weights with their names, rounded to bfloat16: the same in whatever precision a model was loaded."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights, key=lambda pair: pair[0]):
+        rounded = whole(weight.detach()).to("cpu", torch.bfloat16).contiguous()
+        digest.update(f"{name} {tuple(rounded.shape)}\n".encode())
+        digest.update(rounded.view(torch.int16).numpy().data)
+    return digest.hexdigest()
+
+
+def peft_name(name: str) -> str:
+    """What PEFT calls an adapter's weight that we call `layer.lora_A` or `layer.lora_B`."""
+    return f"{_PEFT_PREFIX}{name}.weight"
+
+
 class LoraLinear(nn.Linear):
     """A linear layer with a frozen weight and an adapter."""
 
@@ -107,13 +122,8 @@ class Adapter:
 
         The first call is made together, where they are divided.
         """
-        digest = hashlib.sha256()
-        for name, parameter in sorted(self.model.named_parameters()):
-            if not parameter.requires_grad:
-                rounded = whole(parameter.detach()).to("cpu", torch.bfloat16).contiguous()
-                digest.update(f"{name} {tuple(rounded.shape)}\n".encode())
-                digest.update(rounded.view(torch.int16).numpy().data)
-        return digest.hexdigest()
+        weights = self.model.named_parameters()
+        return weights_hash((name, weight) for name, weight in weights if not weight.requires_grad)
 
     @torch.no_grad()
     def redraw(self, seed: int) -> None:
@@ -144,7 +154,7 @@ class Adapter:
         from peft import LoraConfig as PeftConfig  # noqa: PLC0415  # lazy: a second that full training need not pay
 
         directory.mkdir(parents=True, exist_ok=True)
-        tensors = {_peft_name(name): value.detach().cpu().contiguous() for name, value in self._weights().items()}
+        tensors = {peft_name(name): value.detach().cpu().contiguous() for name, value in self._weights().items()}
         save_file(tensors, str(directory / WEIGHTS), metadata={"format": "pt"})
         PeftConfig(
             r=self.config.rank,
@@ -160,7 +170,7 @@ class Adapter:
     def load(self, directory: Path) -> None:
         """Read what `save` wrote, by us or by PEFT. Raises CheckpointError when it belongs to another shape."""
         saved = load_file(str(directory / WEIGHTS))
-        own = {_peft_name(name): weight for name, weight in self._weights().items()}
+        own = {peft_name(name): weight for name, weight in self._weights().items()}
         if {name: value.shape for name, value in saved.items()} != {name: w.shape for name, w in own.items()}:
             raise CheckpointError(f"{directory / WEIGHTS} has other layers or another rank than the model's adapter")
         for name, weight in own.items():
@@ -184,10 +194,6 @@ def _drawn(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 def _is_adapter(name: str) -> bool:
     return name.endswith((".lora_A", ".lora_B"))
-
-
-def _peft_name(name: str) -> str:
-    return f"{_PEFT_PREFIX}{name}.weight"
 
 
 class _Product(torch.autograd.Function):

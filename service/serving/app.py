@@ -6,7 +6,7 @@ one token came out, and DEPLOY_FAILED, with the error, when it did not.
 
 import asyncio
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,7 +15,10 @@ from ray import serve
 from service.serving.catalogue import OneModel
 from service.serving.data_plane import create_data_plane
 from service.serving.deployer import SERVE_DEPLOYMENT
-from service.serving.engines.base import Engine
+from service.serving.shelf import Shelf, Source
+
+if TYPE_CHECKING:
+    from service.serving.engines.transformers import TransformersEngine
 
 
 class ModelArgs(BaseModel):
@@ -35,6 +38,31 @@ class ModelArgs(BaseModel):
     """Most tokens of one answer; None: as many as the context holds."""
     dtype: str = "float32"
     """Weights and arithmetic: float32 or bfloat16."""
+    max_adapters: int = Field(0, ge=0)
+    """0: this checkpoint alone. Else it is a base, and so many adapters stay loaded beside it; their names come with
+    `user_config`, which Serve changes without a restart."""
+
+
+class SourceArgs(BaseModel):
+    """Where a name leads, in a `user_config`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str | None
+    """Checkpoint with the adapter on this node; None: the base itself."""
+    revision: int = 1
+    """Changes when the name shall mean something else."""
+    created: int = 0
+    """Unix time."""
+
+
+class SharedConfig(BaseModel):
+    """The `user_config` of a base with adapters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    models: dict[str, SourceArgs]
+    """Name -> where it leads. All of them: what is missing is not served any more."""
 
 
 class Model:
@@ -44,16 +72,27 @@ class Model:
         self._args = ModelArgs(**args)
         self._engine = _load(self._args)
         self._engine.warm_up()
-        self._created = int(time.time())
+        self._catalogue = self._one() if self._args.max_adapters == 0 else self._shelf()
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        """Called by Serve with the `user_config`, at the start and at each change, while answers go on."""
+        assert isinstance(self._catalogue, Shelf), "only a base with adapters is declared with a user_config"
+        models = SharedConfig(**config).models
+        self._catalogue.declare({name: Source(**source.model_dump()) for name, source in models.items()})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        args = self._args
-        model = OneModel(self._engine, name=args.name, revision=args.revision, created=self._created)
-        return create_data_plane(model, max_new_tokens=args.max_new_tokens_limit)
+        return create_data_plane(self._catalogue, max_new_tokens=self._args.max_new_tokens_limit)
 
     async def check_health(self) -> None:
         """Asked by Serve every 10 s; raising makes it replace the replica. A token must come out."""
         await asyncio.to_thread(self._engine.check_health)
+
+    def _one(self) -> OneModel:
+        created = int(time.time())
+        return OneModel(self._engine, name=self._args.name, revision=self._args.revision, created=created)
+
+    def _shelf(self) -> Shelf:
+        return Shelf(self._engine, capacity=self._args.max_adapters)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -68,7 +107,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     return deployment.bind(ModelArgs(**args).model_dump())
 
 
-def _load(args: ModelArgs) -> Engine:
+def _load(args: ModelArgs) -> "TransformersEngine":
     import torch  # noqa: PLC0415  # lazy: `build` runs in a process of its own, which must not pay for torch
 
     from service.serving.engines.transformers import TransformersEngine  # noqa: PLC0415  # lazy: as above
@@ -77,4 +116,5 @@ def _load(args: ModelArgs) -> Engine:
     # One replica, one core: trials train on the others, and more threads slow both down.
     keep_freed_pages()
     torch.set_num_threads(1)
-    return TransformersEngine.load(args.model_path, dtype=args.dtype, max_batch=args.max_batch)
+    adapters = args.max_adapters > 0
+    return TransformersEngine.load(args.model_path, dtype=args.dtype, max_batch=args.max_batch, adapters=adapters)

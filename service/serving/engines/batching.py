@@ -9,20 +9,18 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from service.serving.engines.adapters import Route
 from service.serving.engines.base import EngineBusy, EngineError, TokenScore
 from service.serving.engines.prefixes import Prefixes
 from service.serving.engines.rows import Request, Row
 from service.serving.engines.sampling import scored
-
-Route = Callable[[Sequence[object | None]], None]
-"""Tells the model's layers which adapter each row of the next forward pass has."""
 
 PREFILL_TOKENS = 256
 """Prompt tokens of one forward pass: between two passes somebody who left is noticed."""
@@ -163,11 +161,12 @@ class Batch:
 
     def _prefill(self, row: Row) -> None:
         request = row.request
-        sampling, owner = request.sampling, request.voice.adapter
+        sampling, adapter = request.sampling, request.voice.adapter
+        owner = None if adapter is None else adapter.owner
         scoring = sampling.echo and sampling.top_logprobs is not None
         cache, first = (DynamicCache(), 0) if scoring else self.prefixes.begin(request.prompt_ids, owner)
         scores: list[TokenScore] = [request.voice.vocabulary.score(request.prompt_ids[0], None)] if scoring else []
-        self._route([owner])
+        self._route([adapter])
         for start in range(first, len(request.prompt_ids), PREFILL_TOKENS):
             if request.abandoned:
                 return

@@ -48,11 +48,6 @@ class Prefixes:
         while sum(len(key[1]) for key in self._entries) > self._max_tokens:
             self._entries.popitem(last=False)
 
-    def forget(self, owner: object) -> None:
-        """Drop what belongs to weights that are no more."""
-        for key in [key for key in self._entries if key[0] is owner]:
-            del self._entries[key]
-
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
     if one[:_LEAST] != other[:_LEAST]:

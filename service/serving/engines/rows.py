@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from service.serving.engines.adapters import LoadedAdapter
 from service.serving.engines.base import EngineError, FinishReason, Piece, Sampling, TokenScore
 from service.serving.engines.sampling import Sampler, scored
 from service.serving.engines.text import TextStream
@@ -19,7 +20,7 @@ class Voice:
     """Of its tokenizer."""
     stop_ids: frozenset[int]
     """Of its token policy."""
-    adapter: object | None = None
+    adapter: LoadedAdapter | None = None
     """What is added to the base's weights; None: the base itself."""
 
 

@@ -1,17 +1,19 @@
 """The default engine: a checkpoint of ours behind transformers, tokenised exactly as it was trained."""
 
 import asyncio
+import copy
 import queue
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
+from service.serving.engines.adapters import LoadedAdapter, Routing
 from service.serving.engines.base import EngineError, Piece, Sampling, Turn
 from service.serving.engines.batching import Decoder
 from service.serving.engines.rows import Request, Voice
@@ -42,6 +44,7 @@ class TransformersEngine:
         *,
         max_batch: int = 32,
         max_waiting: int = MAX_WAITING,
+        routing: Routing | None = None,
     ) -> None:
         """Take a loaded model.
 
@@ -51,16 +54,23 @@ class TransformersEngine:
             policy: the one it was trained with.
             max_batch: requests decoded together.
             max_waiting: requests that may wait besides; one more is refused with EngineBusy.
+            routing: what was made of the model for adapters; None: it answers alone.
         """
         self._model = model.eval()
         self._model.set_attn_implementation(plain_attention(self._model.config))
-        self._decoder = Decoder(self._model, max_batch=max_batch, max_waiting=max_waiting)
+        route = None if routing is None else routing.route
+        self._decoder = Decoder(self._model, max_batch=max_batch, max_waiting=max_waiting, route=route)
+        self._routing = routing
         self._tokens = Tokens(tokenizer, policy)
         self._voice = self._tokens.voice()
 
     @classmethod
-    def load(cls, directory: str | Path, *, dtype: str = "float32", max_batch: int = 32) -> Self:
+    def load(
+        cls, directory: str | Path, *, dtype: str = "float32", max_batch: int = 32, adapters: bool = False
+    ) -> Self:
         """Load a checkpoint, every file checked against its manifest; or a base model from elsewhere, which has none.
+
+        `adapters`: it is to be a base that adapters can be put beside (`adapted`).
 
         Raises:
             CheckpointError: a file that is missing, altered or unknown to the manifest; a pickle; no directory; a token
@@ -72,7 +82,23 @@ class TransformersEngine:
         policy = honoured_policy(manifest, tokenizer)
         model = load_model(directory, dtype=dtype)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model, tokenizer, policy, max_batch=max_batch)
+        return cls(model, tokenizer, policy, max_batch=max_batch, routing=Routing(model) if adapters else None)
+
+    def adapted(self, directory: str | Path) -> Self:
+        """The same base with the adapter of a checkpoint, which shares the batch with the base and the other adapters.
+
+        Only the adapter and the tokenizer are read, and checked against the manifest. Raises CheckpointError: damaged,
+        of another base, or not an adapter at all.
+        """
+        assert self._routing is not None, "a base for adapters is loaded with adapters=True"
+        where = Path(directory)
+        manifest = checked_manifest(where, unread=_is_whole_weights)
+        adapter = self._routing.load(where, manifest)
+        tokenizer = load_tokenizer(where)
+        view = copy.copy(self)
+        view._tokens = Tokens(tokenizer, honoured_policy(manifest, tokenizer))
+        view._voice = view._tokens.voice(adapter)
+        return view
 
     @property
     def context_length(self) -> int:
@@ -185,22 +211,26 @@ class Tokens:
         with self._lock:
             return list(encode_prompt(text, self._tokenizer, self._policy))
 
-    def voice(self) -> Voice:
-        """The way back, of the base itself."""
+    def voice(self, adapter: LoadedAdapter | None = None) -> Voice:
+        """The way back, of the base or of one of its adapters."""
         stop_ids = frozenset(stop_token_ids(self._tokenizer, self._policy))
-        return Voice(vocabulary=Vocabulary(self._tokenizer), stop_ids=stop_ids)
+        return Voice(vocabulary=Vocabulary(self._tokenizer), stop_ids=stop_ids, adapter=adapter)
 
 
-def checked_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest ({} without one), after refusing what must not be loaded.
+def checked_manifest(directory: Path, *, unread: Callable[[str], bool] = lambda name: False) -> dict[str, Any]:
+    """The manifest ({} without one), after refusing what must not be loaded. `unread`: files that will not be opened.
 
     Raises CheckpointError: no directory, files that differ from the manifest, a pickle.
     """
     if not directory.is_dir():
         raise CheckpointError(f"there is no directory {directory}: its sweep may have been deleted; deploy another one")
     # Our writer renames a directory into place when its manifest is in it, so without one it is not ours.
-    manifest = read_manifest(directory) if (directory / MANIFEST).exists() else {}
+    manifest = read_manifest(directory, unread=unread) if (directory / MANIFEST).exists() else {}
     pickles = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLES)
     if pickles:
         raise CheckpointError(f"{directory} holds {', '.join(pickles)}: pickles are code; keep safetensors only")
     return manifest
+
+
+def _is_whole_weights(name: str) -> bool:
+    return "/" not in name and name.endswith(".safetensors")
