@@ -230,6 +230,8 @@ class Deployment(Owned, Base):
     checkpoint: Mapped[str]
     """As asked for: winner, base or the id of a trial."""
     model_path: Mapped[str]
+    base_path: Mapped[str | None]
+    """The base whose adapter `model_path` holds, where it is served by the base's replicas; null: by its own."""
     follows: Mapped[str | None] = mapped_column(String(127))
     """MODEL@ALIAS whose moves it follows; null: one checkpoint for good."""
     model_version: Mapped[int | None]
