@@ -96,7 +96,7 @@ class RayJobs:
         # The second header survives proxies that use the first one themselves.
         headers = {"Authorization": f"Bearer {token}", "X-Ray-Authorization": f"Bearer {token}"} if token else {}
         self._driver_resource = driver_resource
-        self._where = urlsplit(url).netloc
+        self._where = urlsplit(url).netloc.rpartition("@")[2]  # people see it: without a password
         # trust_env off: a proxy variable of the machine must not carry Ray's token away.
         self._client = httpx.Client(
             base_url=url,

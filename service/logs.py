@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
+from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
 
@@ -144,7 +145,9 @@ class TextLines(logging.Formatter):
 def configure(settings: Settings, stream: TextIO | None = None) -> None:
     """Send all lines of this process to `stream` (stderr), in the form of the settings. For the process that serves."""
     stream = stream or sys.stderr
-    redact = Redactor(settings.ray_token, make_url(settings.database_url).password)
+    urls = (settings.ray_jobs_url, settings.ray_serve_url, settings.serve_url)
+    passwords = (urlsplit(url).password for url in urls if url)
+    redact = Redactor(settings.ray_token, make_url(settings.database_url).password, *passwords)
     text = settings.log_format == "text" or (settings.log_format == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
     handler.setFormatter(TextLines(redact) if text else JsonLines(redact))

@@ -184,7 +184,7 @@ class ServeDeployer:
         self._client = httpx.Client(
             base_url=dashboard_url, headers=headers, timeout=timeout_s, transport=transport, trust_env=False
         )
-        self._where = urlsplit(dashboard_url).netloc
+        self._where = urlsplit(dashboard_url).netloc.rpartition("@")[2]  # people see it: no password
 
     def apply(self, desired: Sequence[DesiredDeployment]) -> None:
         refuse_duplicates(desired)
