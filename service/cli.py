@@ -14,9 +14,11 @@ from service.cli_edits import EDIT_COMMANDS
 from service.cli_models import chat, deploy_app
 from service.cli_promotions import model_app, promote, promotion_app
 from service.cli_quickstart import quickstart
+from service.cli_quotas import capacity, quotas_app
 from service.cli_session import DEFAULT_HOME, OneSentence, Session
 from service.cli_stack import down, status, up
 from service.cli_sweeps import run_app, sweep_app
+from service.cli_webhooks import webhook_app
 
 app = typer.Typer(
     cls=OneSentence,
@@ -84,7 +86,9 @@ app.add_typer(dataset_app, name="dataset")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(promotion_app, name="promotion")
 app.add_typer(model_app, name="model")
-for command in (up, down, status, quickstart, promote, chat):
+app.add_typer(webhook_app, name="webhooks")
+app.add_typer(quotas_app, name="quotas")
+for command in (up, down, status, quickstart, promote, chat, capacity):
     app.command()(command)
 for passed_on in (doctor, score):
     app.command(context_settings=PASSED_ON)(passed_on)

@@ -7,7 +7,7 @@ import typer
 from service import cli_jobs
 from service.cli_session import JsonFlag, WorkFailed, interruptible, out, plain, print_json, print_table, session
 from service.cli_spec import read_spec
-from service.cli_sweeps import DryRun, Overrides, SpecFile, Watch
+from service.cli_sweeps import DryRun, Overrides, Priority, SpecFile, Watch
 from service.client import Client, Resource
 from sweeps.comparison_view import comparison_view
 
@@ -23,6 +23,7 @@ def create(
     set_: Overrides = None,
     stay: Watch = False,
     dry_run: DryRun = False,
+    priority: Priority = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Start a comparison from a spec.
@@ -38,7 +39,7 @@ def create(
         if dry_run:
             _show_plan(client.plan("comparisons", spec), as_json=as_json)
             return
-        created = client.create("comparisons", spec)
+        created = client.create("comparisons", spec, priority=priority)
         if as_json:
             print_json(created.body)
         else:

@@ -19,11 +19,20 @@ Kind = Literal["sweeps", "runs"]
 KINDS: tuple[Kind, ...] = ("sweeps", "runs")
 
 
-def create(ctx: typer.Context, kind: Kind, file: Path, overrides: list[str], *, stay: bool, as_json: bool) -> None:
+def create(
+    ctx: typer.Context,
+    kind: Kind,
+    file: Path,
+    overrides: list[str],
+    *,
+    stay: bool,
+    as_json: bool,
+    priority: str | None = None,
+) -> None:
     """POST the spec, say what came of it, and stay until the end if asked to."""
     spec = read_spec(file, overrides)
     with session(ctx).connect() as client:
-        created = client.create(kind, spec)
+        created = client.create(kind, spec, priority=priority)
         if as_json:
             print_json(created.body)
         else:

@@ -17,6 +17,10 @@ Overrides = Annotated[
 ]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Stay and show what happens until it is over.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the spec and show its plan; start nothing.")]
+Priority = Annotated[
+    str | None,
+    typer.Option("--priority", help="low, normal or high: before others of your project that wait.", show_default=False),
+]
 Ref = Annotated[str, typer.Argument(help="Its name or id.", show_default=False)]
 
 sweep_app = typer.Typer(no_args_is_help=True, help="Searches over hyperparameters.")
@@ -30,6 +34,7 @@ def sweep_create(
     set_: Overrides = None,
     stay: Watch = False,
     dry_run: DryRun = False,
+    priority: Priority = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Start a sweep from a spec.
@@ -45,7 +50,7 @@ def sweep_create(
     if dry_run:
         cli_jobs.plan(ctx, "sweeps", file, set_ or [], as_json=as_json)
     else:
-        cli_jobs.create(ctx, "sweeps", file, set_ or [], stay=stay, as_json=as_json)
+        cli_jobs.create(ctx, "sweeps", file, set_ or [], stay=stay, as_json=as_json, priority=priority)
 
 
 @run_app.command("create")
@@ -55,6 +60,7 @@ def run_create(
     set_: Overrides = None,
     stay: Watch = False,
     dry_run: DryRun = False,
+    priority: Priority = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train one model with the hyperparameters that the spec names.
@@ -66,7 +72,7 @@ def run_create(
     if dry_run:
         cli_jobs.plan(ctx, "runs", file, set_ or [], as_json=as_json)
     else:
-        cli_jobs.create(ctx, "runs", file, set_ or [], stay=stay, as_json=as_json)
+        cli_jobs.create(ctx, "runs", file, set_ or [], stay=stay, as_json=as_json, priority=priority)
 
 
 @sweep_app.command("list")

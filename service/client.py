@@ -13,9 +13,8 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from service.client_datasets import Datasets
-from service.client_edits import Edits
 from service.client_errors import ApiError, ServiceUnreachable, WaitTimeout, error_from_response
+from service.client_topics import Topics
 from service.sse import ServerSentEvent, read_sse
 from service.states import TERMINAL
 
@@ -87,7 +86,7 @@ class Event:
         )
 
 
-class Client:
+class Client(Topics):
     """A connection to one service. Use as a context manager, or call `close`."""
 
     def __init__(
@@ -121,25 +120,18 @@ class Client:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    @property
-    def datasets(self) -> Datasets:
-        """Uploads, and what is done with them."""
-        return Datasets(self._send, self._pages)
-
-    @property
-    def edits(self) -> Edits:
-        """Changes of a sweep that is on its way: pause, more budget, single trials."""
-        return Edits(self._post, self._call, self._pages, self._sleep, self._clock)
-
     def close(self) -> None:
         """Close the pooled connections."""
         self._http.close()
 
     # -- sweeps and runs: one set of verbs, because a run is the one-point sweep
 
-    def create(self, kind: Kind, body: Json, *, idempotency_key: str | None = None) -> Resource:
-        """POST a spec. Raises `ApiError` with one pointer per fault (422)."""
-        return Resource.parse(self._post(f"/v1/{kind}", body, key=idempotency_key))
+    def create(
+        self, kind: Kind, body: Json, *, idempotency_key: str | None = None, priority: str | None = None
+    ) -> Resource:
+        """POST a spec. `priority`: low, normal or high. Raises `ApiError` with one pointer per fault (422)."""
+        said = "" if priority is None else f"?priority={quote(priority, safe='')}"
+        return Resource.parse(self._post(f"/v1/{kind}{said}", body, key=idempotency_key))
 
     def get(self, kind: Kind, id: str) -> Resource:
         """One resource by id. Raises `ApiError` (404)."""

@@ -163,6 +163,9 @@ def take_answer(session: Session, sweep_id: str, attempt: int, record: Record, a
     row.field = None if applied else data.get("field")
     row.trial_id = data.get("trial_id") or row.trial_id
     row.attempt, row.answered_at, row.written_at = attempt, at, row.written_at or at
+    hours = (edit or row.edit).get("accelerator_hours")
+    if applied and isinstance(hours, int | float):
+        session.get_one(Sweep, sweep_id).hours_asked = float(hours)  # what its project's quota promises it
     session.flush()
 
 

@@ -41,6 +41,7 @@ EVENT_TYPES: Mapping[str, str] = {
     "budget.spent": "A limit of the budget is reached.",
     "eval.completed": "A finalist was judged, or an evaluation has its figures.",
     "method.finished": "A method of a comparison has its result.",
+    "method.spent": "What a method of a comparison took of accelerator-hours.",
     "sweep.edited": "Somebody asked for a change of a running sweep.",
     "control.applied": "The driver made the change.",
     "control.refused": "The driver refused it.",

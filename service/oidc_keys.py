@@ -39,7 +39,7 @@ _MAX_BYTES = 256 * 1024
 _MAX_KEYS = 100
 _MIN_RSA_CHARACTERS = 342
 """Of a modulus of 2048 bits in base64url."""
-_WAITING = 8
+WAITING = 8
 """Requests that may wait for a look at once: the others are told to come back, so that threads stay free."""
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -55,7 +55,9 @@ class KeyCache:
         self._fetched_at = float("-inf")
         self._look_at = float("-inf")
         self._looking = threading.Lock()
-        self._places = threading.BoundedSemaphore(_WAITING)
+        self._counting = threading.Lock()
+        self.places_left = WAITING
+        """Requests that may still wait for a look."""
 
     def find(self, kid: str) -> PublicKey | None:
         """The key of that name, or None. Raises Unavailable (503) when nobody can tell now."""
@@ -79,13 +81,16 @@ class KeyCache:
         return self._clock.monotonic() - self._fetched_at
 
     def _look_and_wait(self) -> None:
-        if not self._places.acquire(blocking=False):
-            raise _unknown()
+        with self._counting:
+            if self.places_left == 0:
+                raise _unknown()
+            self.places_left -= 1
         try:
             with self._looking:
                 self._look()
         finally:
-            self._places.release()
+            with self._counting:
+                self.places_left += 1
 
     def _look(self) -> None:
         """Fetch, unless that was tried a moment ago. Held: `_looking`."""

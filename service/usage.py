@@ -17,7 +17,7 @@ from service.models import Sweep
 from service.models_quotas import Usage, UsageSlot
 from sweeps.hours import BEGINS, ENDS, slot_of
 
-METHOD_DONE = "method.finished"
+_METHOD_SPENT = "method.spent"
 """How the driver of a comparison says what one of its sweeps took."""
 
 
@@ -31,7 +31,7 @@ class Meter:
 
     def take(self, kind: str, data: Mapping[str, Any], attempt: int, at: datetime) -> None:
         """One record, in its order."""
-        if kind == METHOD_DONE:
+        if kind == _METHOD_SPENT:
             self._add(float(data.get("accelerator_hours") or 0.0) * 3600, month_of(at))
         elif (kind in BEGINS or kind in ENDS) and data.get("trial_id"):
             name = "{}/{}".format(*slot_of(dict(data)))

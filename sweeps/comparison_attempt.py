@@ -13,11 +13,14 @@ from sweeps.comparison import run_comparison
 from sweeps.comparison_hash import comparison_hash
 from sweeps.comparison_report import write_comparison
 from sweeps.comparison_spec import parse_comparison
+from sweeps.hours import Hours
 from sweeps.judges import JudgeAccess
 from sweeps.pulse import Pulse
-from sweeps.run_dir import Attempt, Record, RunDir
+from sweeps.run_dir import Attempt, Record, RunDir, read_journal
 from sweeps.stopping import ending_told, stoppable
 
+SPENT = "method.spent"
+"""The record of what a method took, of this attempt and of those that could not say it any more."""
 _TOLD = frozenset({"job.finished", "best.updated", "reference.warning"})
 """What of a method's own journal stands in the comparison's too."""
 
@@ -45,15 +48,18 @@ def run_comparison_attempt(
     started = {"spec_hash": mark, "name": spec.name, "methods": methods}
     attempt.append("job.started", f"attempt {attempt.number} of {spec.name} starts", started)
     with stoppable() as stop, Pulse(attempt, stop.superseded) as pulse, ending_told(attempt, stop):
-        story = _Story(attempt, methods)
-        compared = run_comparison(
-            root,
-            ray_address=ray_address,
-            listener=story.take,
-            preparing=story.preparing,
-            build_threads=build_threads,
-            access=access,
-        )
+        story = Story(attempt, methods, spec.parallel.workers_per_trial)
+        try:
+            compared = run_comparison(
+                root,
+                ray_address=ray_address,
+                listener=story.take,
+                preparing=story.preparing,
+                build_threads=build_threads,
+                access=access,
+            )
+        finally:
+            story.tell_hours()
         write_comparison(compared, spec.model_dump(mode="json"), root)
         result = {
             "attempt": attempt.number,
@@ -67,14 +73,17 @@ def run_comparison_attempt(
     return result
 
 
-class _Story:
+class Story:
     """How far the methods have come, told in the comparison's journal."""
 
-    def __init__(self, attempt: Attempt, methods: Sequence[str]) -> None:
+    def __init__(self, attempt: Attempt, methods: Sequence[str], workers: int) -> None:
         self._attempt = attempt
         self._methods = list(methods)
+        self._workers = workers
         self._at = ""
         self._told = -1.0
+        self._hours: Hours | None = None
+        self._told_hours = _hours_told(attempt)
 
     def preparing(self, share: float, message: str) -> None:
         if share - self._told >= 0.1 or share >= 1.0:
@@ -84,10 +93,36 @@ class _Story:
 
     def take(self, method: str, record: Record) -> None:
         if method != self._at:
+            self.tell_hours()
             self._at = method
+            sweep = RunDir(self._attempt.run.root / "sweeps" / method).attempt(record["attempt"])
+            self._hours = Hours.of(sweep, self._workers)
             place = self._methods.index(method)
             data = {"phase": "comparing", "progress": round(place / len(self._methods), 3), "method": method}
             self._attempt.append("job.phase", f"{method}: method {place + 1} of {len(self._methods)}", data)
+        if self._hours is not None:
+            self._hours.take(record)
         if record["type"] in _TOLD:
             kind = "method.finished" if record["type"] == "job.finished" else f"method.{record['type']}"
             self._attempt.append(kind, f"{method}: {record['message']}", {"method": method, **record["data"]})
+
+    def tell_hours(self) -> None:
+        """Say what the method at work has taken, less what earlier attempts have said of it."""
+        if self._hours is None:
+            return
+        spent = self._hours.spent - self._told_hours.get(self._at, 0.0)
+        data = {"method": self._at, "accelerator_hours": round(max(0.0, spent), 6)}
+        self._hours = None
+        self._attempt.append(SPENT, f"{self._at}: {data['accelerator_hours']:.3g} accelerator-hours", data)
+
+
+def _hours_told(attempt: Attempt) -> dict[str, float]:
+    """Accelerator-hours by method, as the attempts before this one have told them."""
+    told: dict[str, float] = {}
+    for earlier in attempt.run.attempts():
+        if earlier.number < attempt.number:
+            for record in read_journal(earlier):
+                if record["type"] == SPENT:
+                    method = record["data"]["method"]
+                    told[method] = told.get(method, 0.0) + record["data"]["accelerator_hours"]
+    return told

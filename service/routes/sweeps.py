@@ -193,14 +193,15 @@ def _create(
     with context.store.read() as session:
         order = parse(body, lambda dataset_id: located(session, context.settings, dataset_id))
         check_reach(session, context.settings, order.spec)
-        check_quota(session, context.settings, caller.project, order)
     if query.validate_only:
         with context.store.read() as session:
+            check_quota(session, context.settings, caller.project, order)
             rows.check_name(session, order, caller.project)
             return JSONResponse({**plan_of(order), "hours": hours_of(session, order)})
     order = replace(order, priority=PRIORITIES[query.priority])
 
     def effect(session: Session, now: datetime) -> Answer:
+        check_quota(session, context.settings, caller.project, order)
         row = rows.create_sweep(session, order, caller, now)
         headers = {"location": f"{request.url.path.rstrip('/')}/{row.id}", "etag": etag(row.version)}
         return Answer(status=202, body=sweep_json(row, {}, whole=False), headers=headers)

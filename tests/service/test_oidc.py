@@ -4,7 +4,10 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +16,7 @@ from joserfc.jwk import ECKey, RSAKey
 
 from service.errors import Unauthorized, Unavailable
 from service.oidc import MAX_TOKEN, SKEW_S, Oidc
-from service.oidc_keys import FRESH_S, PAUSE_S, STALE_S, fetch_keys, usable_keys
+from service.oidc_keys import FRESH_S, PAUSE_S, STALE_S, WAITING, KeyCache, fetch_keys, usable_keys
 from service.settings import Settings
 from simpo.errors import ConfigError
 from tests.fakes import FakeClock
@@ -220,6 +223,36 @@ def test_while_the_issuer_is_silent_known_keys_are_used_for_a_time(
     clock.advance(10)
     with pytest.raises(Unavailable):
         oidc.identity(issuer.token(clock.now().timestamp()))
+
+
+def test_an_issuer_that_hangs_holds_few_requests_and_nobody_whose_key_is_known(clock: FakeClock) -> None:
+    asked, answer = threading.Event(), threading.Event()
+    keys = {"rsa-1": rsa()}
+
+    def hanging() -> dict[str, Any]:
+        if len(calls) > 0:
+            asked.set()
+            assert answer.wait(30)
+        calls.append(1)
+        return keys
+
+    calls: list[int] = []
+    cache = KeyCache(hanging, clock)
+    assert cache.find("rsa-1") is rsa()
+    clock.advance(PAUSE_S)
+    with ThreadPoolExecutor(WAITING) as pool:
+        waiting = [pool.submit(cache.find, f"made-up-{number}") for number in range(WAITING)]
+        assert asked.wait(30)
+        while cache.places_left:
+            time.sleep(0.001)
+        with pytest.raises(Unavailable):
+            cache.find("one-too-many")
+        assert cache.find("rsa-1") is rsa()
+        clock.advance(FRESH_S)
+        assert cache.find("rsa-1") is rsa(), "stale, and somebody looks already"
+        answer.set()
+        assert [each.result() for each in waiting] == [None] * WAITING
+    assert len(calls) == 2
 
 
 def test_the_discovery_document_must_be_the_issuers_own(issuer: Issuer) -> None:

@@ -84,6 +84,17 @@ def test_a_key_stands_for_the_priority_too(plane: Plane) -> None:
     assert other.json()["code"] == "idempotency_key_reused"
 
 
+def test_a_repeated_request_is_answered_as_the_first_was_whatever_was_said_since(roomy: Plane) -> None:
+    body, headers = {"name": "a", "parallel": {"trials": 4}, "budget": {"trials": 8}}, {"idempotency-key": "k"}
+    first = roomy.client.post("/v1/sweeps", json=body, headers=headers)
+    _set(roomy, concurrent_trials=1)
+    again = roomy.client.post("/v1/sweeps", json=body, headers=headers)
+    assert (first.status_code, again.status_code) == (202, 202) and again.json() == first.json()
+    roomy.turn()
+    shown = roomy.sweep(first.json()["id"])
+    assert shown["reason"] == "QUOTA" and "since then (quota concurrent_trials: 1)" in shown["message"]
+
+
 @pytest.mark.parametrize("dry", ["", "?validate_only=true"])
 def test_what_can_never_be_met_is_refused_by_field(roomy: Plane, dry: str) -> None:
     _set(roomy, accelerator_hours=10)

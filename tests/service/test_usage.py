@@ -114,9 +114,9 @@ def test_a_clock_that_went_backwards_takes_nothing_away(story: Story) -> None:
 
 
 def test_a_comparison_says_what_each_method_took(story: Story) -> None:
-    story.says(0, "method.finished", method="dpo", accelerator_hours=1.25)
-    story.says(0, "method.finished", method="simpo", accelerator_hours=0.5)
-    story.says(0, "method.finished", method="orpo")
+    story.says(0, "method.spent", method="dpo", accelerator_hours=1.25)
+    story.says(0, "method.spent", method="simpo", accelerator_hours=0.5)
+    story.says(0, "method.finished", method="orpo", best={})
     assert story.hours() == 1.75
 
 
