@@ -53,6 +53,7 @@ from service.routes import (
     registry,
     sweeps,
     trials,
+    try_page,
 )
 from service.routes import webhooks as webhooks_routes
 from service.serving.deployer import Deployer, ServeDeployer, listen_address
@@ -156,6 +157,7 @@ def create_app(
     if settings.proxy_models:
         app.include_router(inference.router)
     return app
+        app.include_router(try_page.router)
 
 
 def _forget(posts: Posts, store: Store, settings: Settings, clock: Clock) -> None:
@@ -204,7 +206,10 @@ def _deployer(settings: Settings) -> Deployer:
     if settings.deploy_by == "rayservice":
         force, kube = settings.kube_force, cluster_api(settings)
         return RayServiceDeployer(kube, settings.rayservice, http_host=host, http_port=port, force=force)
-    return ServeDeployer(settings.serve_dashboard_url, settings.ray_token, http_host=host, http_port=port)
+    adapters = max(1, settings.max_adapters)
+    return ServeDeployer(
+        settings.serve_dashboard_url, settings.ray_token, http_host=host, http_port=port, max_adapters=adapters
+    )
 
 
 async def _bad_request(request: Request, error: Exception) -> Response:

@@ -7,11 +7,12 @@ from typing import Annotated
 import httpx
 import typer
 
+from service.cli_chat import chat
 from service.cli_comparisons import comparison_app
 from service.cli_data import PASSED_ON, doctor, score
 from service.cli_datasets import dataset_app
 from service.cli_edits import EDIT_COMMANDS
-from service.cli_models import chat, deploy_app
+from service.cli_models import deploy_app
 from service.cli_promotions import model_app, promote, promotion_app
 from service.cli_quickstart import quickstart
 from service.cli_quotas import capacity, quotas_app

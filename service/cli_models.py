@@ -1,10 +1,8 @@
-"""`simpo deploy ...` and `simpo chat`: models behind an address."""
+"""`simpo deploy ...`: models behind an address."""
 
-import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from service.cli_jobs import KINDS, why
@@ -94,51 +92,6 @@ def deploy_delete(
     out().print(f"{name} is being taken away", markup=False)
 
 
-def chat(
-    ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="Name of a deployment.", show_default=False)],
-    prompt: Annotated[
-        str | None, typer.Argument(help="Ask this and leave; without it, talk.", show_default=False)
-    ] = None,
-    compare: Annotated[str | None, typer.Option(help="A second deployment that answers beside it.")] = None,
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.", min=1)] = None,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.", min=0, max=2)] = 0.7,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
-) -> None:
-    """Talk with a deployed model; the answer streams.
-
-    \b
-    Examples:
-      simpo chat winner "Add 3 and 4."
-      simpo chat winner --compare base
-      echo "Add 3 and 4." | simpo chat winner
-    """
-    wanted = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    options = {key: value for key, value in wanted.items() if value is not None}
-    start = [{"role": "system", "content": system}] if system else []
-    models = [model, *([compare] if compare else [])]
-    with session(ctx).connect() as client:
-        known = client.models()
-        for name in models:
-            if name not in known:
-                raise UserError(f"no deployment {name!r} answers now: use one of {', '.join(known) or '(none)'}")
-        if prompt is not None or not sys.stdin.isatty():
-            text = prompt if prompt is not None else typer.get_text_stream("stdin").read().strip()
-            if not text:
-                raise UserError("the prompt is empty: give one as an argument or on standard input")
-            _answer_all(client, models, {name: [*start, _user(text)] for name in models}, options)
-            return
-        histories: dict[str, list[dict[str, str]]] = {name: [*start] for name in models}
-        out().print("An empty line or Ctrl-D ends the talk.", style="dim")
-        with interruptible("bye"):
-            while text := _ask():
-                for history in histories.values():
-                    history.append(_user(text))
-                for name, answer in _answer_all(client, models, histories, options).items():
-                    histories[name].append({"role": "assistant", "content": answer})
-
-
 def find_job(client: Client, ref: str) -> Resource:
     """A sweep or a run by name or id. Raises `UserError` when there is neither."""
     for kind in KINDS:
@@ -158,37 +111,3 @@ def side_by_side(rows: list[tuple[str, str, str]], *, left: str, right: str) -> 
     for row in rows:
         table.add_row(*(plain(cell) or "(nothing)" for cell in row))
     return table
-
-
-def _answer_all(
-    client: Client, models: list[str], histories: dict[str, list[dict[str, str]]], options: dict[str, Any]
-) -> dict[str, str]:
-    console = out()
-    answers = {}
-    for name in models:
-        if len(models) > 1:
-            console.print(f"{name}:", style="bold", markup=False)
-        answers[name] = _stream(console, client, name, histories[name], options)
-    return answers
-
-
-def _stream(
-    console: Console, client: Client, model: str, messages: list[dict[str, str]], options: dict[str, Any]
-) -> str:
-    pieces = []
-    for piece in client.chat(model, messages, **options):
-        pieces.append(piece)
-        console.print(plain(piece), end="", markup=False, soft_wrap=True)
-    console.print()
-    return "".join(pieces)
-
-
-def _user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def _ask() -> str:
-    try:
-        return input("> ").strip()
-    except EOFError:
-        return ""

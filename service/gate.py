@@ -21,7 +21,7 @@ from service.uploads import too_large
 
 log = logging.getLogger(__name__)
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/try"})
 MAX_BODY = 4 * 1024 * 1024
 UPLOADS = frozenset({"/v1/datasets", "/v1/files"})
 """POSTs whose bodies are files: passed on as they come, under a limit of their own, never held whole."""

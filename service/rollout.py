@@ -106,7 +106,12 @@ def desired(row: Deployment) -> DesiredDeployment:
     """What Serve is told of a row."""
     project = None if row.project == DEFAULT_PROJECT else row.project
     return DesiredDeployment(
-        id=row.id, name=row.name, model_path=row.model_path, revision=row.revision, project=project
+        id=row.id,
+        name=row.name,
+        model_path=row.model_path,
+        revision=row.revision,
+        project=project,
+        base=row.base_path,
     )
 
 

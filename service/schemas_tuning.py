@@ -143,7 +143,12 @@ class _Asked(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Answers to one prompt; with a seed, answer i is that of seed + i."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    """Token id -> what is added to its logit."""
 
 
 class ChatIn(_Asked):
@@ -151,13 +156,22 @@ class ChatIn(_Asked):
 
     messages: Annotated[list[Json], Field(min_length=1)]
     """[{role: system, developer, user or assistant; content: text, or a list of parts of type text}]"""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: Json | None = None
+    """{type: text or json_object}"""
 
 
 class CompletionIn(_Asked):
     """OpenAI's completion."""
 
     prompt: str | list[Any]
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    """0, with echo: the prompt is scored, and nothing generated."""
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
 
 def asked(model: type[BaseModel]) -> dict[str, Any]:

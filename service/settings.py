@@ -39,6 +39,9 @@ class Settings:
     """Ray Serve's HTTP origin, where the deployed models answer."""
     proxy_models: bool = _env("SIMPO_PROXY_MODELS", True)
     """Answer /v1/chat/completions and its kin here, by proxy (embedded mode). False where a gateway routes them."""
+    max_adapters: int = _env("SIMPO_MAX_ADAPTERS", 8)
+    """Deployed adapters of one base share its replicas, and so many stay loaded in each. 0: each has replicas of its own.
+    Of Serve's REST API alone; a RayService has one application for each deployment."""
     reconcile: bool = _env("SIMPO_RECONCILE", True)
     """Run the reconciler in this process. False: an API that only writes wishes."""
     reconcile_interval_s: float = _env("SIMPO_RECONCILE_INTERVAL_S", 1.0)
@@ -130,6 +133,8 @@ class Settings:
             limit = getattr(self, name)
             if limit is not None and not limit >= (0 if name == "project_hours" else 1):
                 raise ConfigError(f"must not be {limit}: unset it for no limit", variable_of(name))
+        if self.max_adapters < 0:
+            raise ConfigError(f"must be at least 0, not {self.max_adapters}", variable_of("max_adapters"))
         choices = {"submit_by": ("jobs", "rayjob"), "deploy_by": ("serve", "rayservice")}
         for name, words in (("log_format", ("auto", "json", "text")), ("log_level", _LEVELS), *choices.items()):
             if getattr(self, name) not in words:

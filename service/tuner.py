@@ -19,7 +19,7 @@ from service.models_data import Dataset, FineTuningJob
 from service.settings import Settings
 from service.states import DeploymentState, State, TuningState, Validation
 from service.store import Store
-from service.winners import WINNER, model_path
+from service.winners import WINNER, model_path, shared_base
 from simpo.errors import SimPOError
 
 log = logging.getLogger(__name__)
@@ -105,6 +105,7 @@ class Tuner:
             self._fail(job, error.code, error.detail, None)
             return
         source = {"sweep_id": sweep.id, "checkpoint": WINNER, "model_path": path}
+        source |= {"base_path": shared_base(self._settings, path)}
         deployment = rows.new_deployment(job.fine_tuned_model, source, job.created_by, now, project=job.project)
         session.add(deployment)
         facts = {"name": deployment.name, "sweep": sweep.id, "checkpoint": WINNER, "model": None}

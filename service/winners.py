@@ -1,5 +1,6 @@
 """Which directory a person means by winner, base, or the id of a trial."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,21 @@ def model_path(session: Session, settings: Settings, sweep_id: str, checkpoint: 
     if checkpoint not in choices:
         raise invalid([("/checkpoint", f"{checkpoint!r} is none of: {', '.join(choices)}")])
     return _checked(settings.run_dir(sweep_id), choices[checkpoint], checkpoint)
+
+
+def shared_base(settings: Settings, path: str) -> str | None:
+    """The base whose replicas can serve a checkpoint: it must hold an adapter, and the base must be where it was.
+
+    None: it has replicas of its own.
+    """
+    if settings.max_adapters == 0 or settings.deploy_by != "serve":
+        return None
+    try:
+        manifest = json.loads((Path(path) / "manifest.json").read_text())
+        base = manifest["base"]["source"] if "lora" in manifest else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return base if isinstance(base, str) and (Path(base) / "config.json").is_file() else None
 
 
 def _choices(session: Session, sweep: Sweep) -> dict[str, str]:

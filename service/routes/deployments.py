@@ -19,7 +19,7 @@ from service.routes.sweeps import PROBLEMS
 from service.schemas import DeploymentIn, DeploymentOut, PageOf, deployment_json
 from service.settings import Settings
 from service.states import DeploymentState
-from service.winners import model_path
+from service.winners import model_path, shared_base
 
 router = APIRouter(prefix="/v1/deployments", tags=["deployments"], dependencies=[bearer], responses=PROBLEMS)
 
@@ -110,7 +110,8 @@ def _source(session: Session, settings: Settings, body: DeploymentIn, project: s
         raise invalid([("/sweep", "name either a sweep, or a model as MODEL@production")])
     if body.sweep is not None:
         path = model_path(session, settings, body.sweep, body.checkpoint)
-        return {"sweep_id": body.sweep, "checkpoint": body.checkpoint, "model_path": path}
+        base = shared_base(settings, path)
+        return {"sweep_id": body.sweep, "checkpoint": body.checkpoint, "model_path": path, "base_path": base}
     if "checkpoint" in body.model_fields_set:
         raise invalid([("/checkpoint", "is for a sweep: what a model serves is where its alias points")])
     target = registry.followed(session, project, str(body.model))

@@ -1,6 +1,7 @@
 """The data plane at the same address (embedded mode): OpenAI's routes, passed on to Ray Serve as they stream."""
 
 import json
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -27,6 +28,8 @@ from service.schemas_tuning import (
 )
 from service.serving.disconnect import CLIENT_CLOSED_REQUEST, ClientGone, unless_gone
 from service.states import DeploymentState
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1", tags=["inference"], dependencies=[bearer])
 
@@ -94,7 +97,26 @@ async def _forward(request: Request, context: Context, path: str) -> Response:
         await answer.aclose()
         raise _no_answer(deployment.name)
     passed = {name: answer.headers[name] for name in _PASSED_ON if name in answer.headers}
-    return StreamingResponse(_chunks(answer), answer.status_code, passed)
+    streamed = passed["content-type"].startswith("text/event-stream")
+    chunks = _events(answer, deployment.name) if streamed else _chunks(answer)
+    return StreamingResponse(chunks, answer.status_code, passed)
+
+
+async def _events(answer: httpx.Response, name: str) -> AsyncIterator[bytes]:
+    """Whole events, as they come. A replica that dies leaves a stream without its end: then the last event says so."""
+    held, last = b"", b""
+    try:
+        async for chunk in _chunks(answer):
+            whole, end, held = (held + chunk).rpartition(b"\n\n")
+            if whole:
+                last = whole.rpartition(b"\n\n")[2]
+                yield whole + end
+    except httpx.HTTPError as error:
+        log.warning("the stream of %s broke: %s", name, type(error).__name__)
+    if not last.startswith((b"data: [DONE]", b'data: {"error"')):
+        text = f"The model {name!r} stopped in the middle of its answer; ask again."
+        fault = {"message": text, "type": "server_error", "param": None, "code": "model_unavailable"}
+        yield b"data: " + json.dumps({"error": fault}).encode() + b"\n\n"
 
 
 async def _chunks(answer: httpx.Response) -> AsyncIterator[bytes]:

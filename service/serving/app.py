@@ -48,6 +48,8 @@ class SourceArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    id: str = ""
+    """The deployment's, for whoever declared it."""
     path: str | None
     """Checkpoint with the adapter on this node; None: the base itself."""
     revision: int = 1
@@ -78,7 +80,7 @@ class Model:
         """Called by Serve with the `user_config`, at the start and at each change, while answers go on."""
         assert isinstance(self._catalogue, Shelf), "only a base with adapters is declared with a user_config"
         models = SharedConfig(**config).models
-        self._catalogue.declare({name: Source(**source.model_dump()) for name, source in models.items()})
+        self._catalogue.declare({name: Source(**source.model_dump(exclude={"id"})) for name, source in models.items()})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_data_plane(self._catalogue, max_new_tokens=self._args.max_new_tokens_limit)

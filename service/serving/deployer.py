@@ -9,6 +9,7 @@ changed `args` mean a rolling restart, and only `max_surge_percent: 100` starts 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,9 @@ class DesiredDeployment:
     """Raise it to roll the deployment over to another model_path, or to load the same one again."""
     project: str | None = None
     """Whose it is: names are unique within a project. None: the default one's."""
+    base: str | None = None
+    """Directory of the base whose adapter `model_path` holds. What has one base in one project shares its replicas.
+    None: it has its own."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -74,7 +78,7 @@ class DesiredDeployment:
     @property
     def route_prefix(self) -> str:
         """Path under which Serve answers for this deployment."""
-        return route_prefix(self.name, self.project)
+        return route_prefix(self.name if self.base is None else f"~{_short(self.base)}", self.project)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +103,17 @@ class Replicas:
     """Requests decoded together by a replica."""
     max_queued_requests: int = 128
     """Requests that wait; beyond them Serve answers 503."""
+    max_adapters: int = 8
+    """Adapters that stay loaded beside a base."""
+
+    def applications(self, desired: Sequence[DesiredDeployment]) -> list[dict[str, Any]]:
+        """All of them: one for each deployment, one for all that share a base."""
+        sharing: dict[str, list[DesiredDeployment]] = {}
+        for deployment in desired:
+            if deployment.base is not None:
+                sharing.setdefault(deployment.route_prefix, []).append(deployment)
+        own = [self.application(deployment) for deployment in desired if deployment.base is None]
+        return own + [self._shared(members) for members in sharing.values()]
 
     def application(self, deployment: DesiredDeployment) -> dict[str, Any]:
         """The application in the form of Serve's configuration."""
@@ -123,6 +138,21 @@ class Replicas:
                 }
             ],
         }
+
+    def _shared(self, members: Sequence[DesiredDeployment]) -> dict[str, Any]:
+        application = self.application(members[0])
+        name = f"base-{_short(application['route_prefix'])}"
+        application["name"] = name
+        application["args"] |= {
+            "name": name,
+            "model_path": members[0].base,
+            "revision": 1,
+            "max_adapters": self.max_adapters,
+        }
+        # A changed user_config reaches the replicas in place: nobody waits for a restart.
+        models = {d.name: {"id": d.id, "path": d.model_path, "revision": d.revision} for d in members}
+        application["deployments"][0]["user_config"] = {"models": models}
+        return application
 
 
 class Deployer(Protocol):
@@ -159,6 +189,7 @@ class ServeDeployer:
         num_cpus: float = 0.5,
         max_ongoing_requests: int = 32,
         max_queued_requests: int = 128,
+        max_adapters: int = 8,
         timeout_s: float = 20.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
@@ -172,11 +203,15 @@ class ServeDeployer:
             num_cpus: logical CPUs of a replica.
             max_ongoing_requests: requests decoded together by a replica.
             max_queued_requests: requests that wait; beyond them Serve answers 503.
+            max_adapters: adapters that stay loaded beside a base.
             timeout_s: for each request to the dashboard.
             transport: for tests.
         """
         self._replicas = Replicas(
-            num_cpus=num_cpus, max_ongoing_requests=max_ongoing_requests, max_queued_requests=max_queued_requests
+            num_cpus=num_cpus,
+            max_ongoing_requests=max_ongoing_requests,
+            max_queued_requests=max_queued_requests,
+            max_adapters=max_adapters,
         )
         self._http_options = {"host": http_host, "port": http_port}
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -185,20 +220,24 @@ class ServeDeployer:
             base_url=dashboard_url, headers=headers, timeout=timeout_s, transport=transport, trust_env=False
         )
         self._where = urlsplit(dashboard_url).netloc.rpartition("@")[2]  # people see it: no password
+        self._answering: set[tuple[str, int]] = set()  # (id, revision) of members of a base that were seen READY
 
     def apply(self, desired: Sequence[DesiredDeployment]) -> None:
         refuse_duplicates(desired)
-        wanted = {d.id: self._replicas.application(d) for d in desired}
+        wanted = {application["name"]: application for application in self._replicas.applications(desired)}
         if _configs(self._applications()) == wanted:
             return  # a PUT without a change would start Serve, or wake a failed application, for nothing
         body = {"http_options": self._http_options, "applications": list(wanted.values())}
         self._ask("PUT", json=body, timeout=_FIRST_SERVE_START_S)
 
     def observe(self) -> dict[str, ObservedDeployment]:
-        found = {}
+        found: dict[str, ObservedDeployment] = {}
         for app_id, details in self._applications().items():
             config = details.get("deployed_app_config") or {}
             state = STATES.get(details["status"], "PENDING")
+            if members := _members(config):
+                found |= self._seen_members(details, state, members)
+                continue
             found[app_id] = ObservedDeployment(
                 state=state,
                 message=_cause(details) if state == "FAILED" else "",
@@ -209,6 +248,25 @@ class ServeDeployer:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+    def _seen_members(
+        self, details: Mapping[str, Any], state: State, members: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, ObservedDeployment]:
+        """What shares a base. While another member comes or goes, those that were there answer on."""
+        parts = (details.get("deployments") or {}).values()
+        running = any(replica.get("state") == "RUNNING" for part in parts for replica in part.get("replicas") or ())
+        found = {}
+        for member in members.values():
+            one = (member["id"], member["revision"])
+            if state == "READY":
+                self._answering.add(one)
+            answers_on = state == "PENDING" and running and one in self._answering
+            found[member["id"]] = ObservedDeployment(
+                state="READY" if answers_on else state,
+                message=_cause(details) if state == "FAILED" else "",
+                revision=member["revision"],
+            )
+        return found
 
     def _applications(self) -> dict[str, dict[str, Any]]:
         details = self._ask("GET").json()
@@ -268,6 +326,16 @@ def refuse_duplicates(desired: Sequence[DesiredDeployment]) -> None:
 def cause(texts: Sequence[str]) -> str:
     """The first that says something, in one sentence: the exception at the end of a traceback."""
     return next((sentence for text in texts if (sentence := _last_sentence(text))), "Ray Serve gave no reason")
+
+
+def _members(config: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Name -> what is declared of it, of an application that is shared; {} of one that is not."""
+    parts = config.get("deployments") or [{}]
+    return (parts[0].get("user_config") or {}).get("models") or {}
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _configs(applications: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ null`), because then there is nothing to honour.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic_core
 from pydantic import Field, model_validator
@@ -31,7 +31,6 @@ _CHAT_NEUTRAL: Neutral = {
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
@@ -78,6 +77,21 @@ class StreamOptions(Wire):
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
+
+
+class ResponseFormat(Wire):
+    """Plain text, or one JSON object."""
+
+    type: Literal["text", "json_object"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_schema(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("type") == "json_schema":
+            raise pydantic_core.PydanticCustomError(
+                "json_schema", "a json_schema is not supported by this server; ask for json_object, and describe it"
+            )
+        return fields
 
 
 _StopText = Annotated[str, Field(min_length=1)]
@@ -144,6 +158,7 @@ class ChatRequest(_SamplingRequest):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -165,7 +180,11 @@ class ChatRequest(_SamplingRequest):
         wanted = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
         name = "max_completion_tokens" if self.max_tokens is None else "max_tokens"
         room = _room(wanted, name, "messages", num_prompt_tokens, context_length, limit)
-        return replace(self._sampling(room), top_logprobs=(self.top_logprobs or 0) if self.logprobs else None)
+        return replace(
+            self._sampling(room),
+            top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            json_object=self.response_format is not None and self.response_format.type == "json_object",
+        )
 
 
 _Ids = Annotated[list[int], Field(min_length=1)]

@@ -1,5 +1,6 @@
 """Deployments: wishes checked at the door, declared to a fake Serve, mirrored, deleted under If-Match."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +52,22 @@ def test_accepted_then_observed_ready(plane: Plane, won: str) -> None:
     assert declared.model_path == str(plane.settings.run_dir(won) / "attempts/1/trials/trl_0001/checkpoint")
     assert plane.deployer.calls.count("apply") == 1
     assert plane.events(wish["id"]) == ["deployment.requested", "deployment.ready"]
+
+
+def test_an_adapter_is_served_by_its_bases_replicas(plane: Plane, won: str) -> None:
+    base = plane.settings.store / "base"
+    base.mkdir(parents=True)
+    (base / "config.json").write_text("{}")
+    checkpoint = plane.settings.run_dir(won) / "attempts/1/trials/trl_0001/checkpoint"
+    manifest = {"lora": {"rank": 4}, "base": {"hash": "0", "source": str(base)}}
+    for name, text in (("shared", json.dumps(manifest)), ("own", "{}"), ("odd", "[]"), ("none", None)):
+        (checkpoint / "manifest.json").unlink(missing_ok=True)
+        if text is not None:
+            (checkpoint / "manifest.json").write_text(text)
+        assert deploy(plane, won, name).status_code == 202
+    plane.turn()
+    bases = {d.name: d.base for d in plane.deployer.declared.values()}
+    assert bases == {"shared": str(base), "own": None, "odd": None, "none": None}
 
 
 def test_base_and_trials_can_be_chosen(plane: Plane, won: str) -> None:

@@ -92,6 +92,40 @@ def test_streams_pass_as_they_come_and_are_closed(served: Plane, serve: Serve) -
     assert answer.text == "data: {}\n\ndata: [DONE]\n\n" and body.closed
 
 
+class Broken(Chunks):
+    """A body that breaks off, or just ends, within an event."""
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__([b'data: {"choices": []}\n\nda', b'ta: {"choices": [1]}\n\ndata: {"cho'])
+        self.error = error
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self.pieces:
+            yield piece
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [httpx.ReadError("reset"), None], ids=["it breaks", "it just ends"])
+def test_a_stream_without_its_end_says_so_in_an_event_of_its_own(
+    served: Plane, serve: Serve, error: Exception | None
+) -> None:
+    body = Broken(error)
+    serve.answer = lambda: httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=body)
+    answer = served.client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    *events, last, end = answer.text.split("\n\n")
+    assert events == ['data: {"choices": []}', 'data: {"choices": [1]}'] and end == ""
+    fault = json.loads(last.removeprefix("data: "))["error"]
+    assert fault["code"] == "model_unavailable" and "ask again" in fault["message"] and body.closed
+
+
+def test_the_models_own_last_error_is_not_told_twice(served: Plane, serve: Serve) -> None:
+    body = Chunks([b'data: {"error":{"message":"diverged"}}\n\n'])
+    serve.answer = lambda: httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=body)
+    answer = served.client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    assert answer.text.count("data: ") == 1
+
+
 def test_the_models_own_refusals_pass(served: Plane, serve: Serve) -> None:
     refusal = {"error": {"message": "n is not supported", "type": "invalid_request_error", "param": "n", "code": "x"}}
     serve.answer = lambda: said(400, refusal)

@@ -71,6 +71,7 @@ def test_every_setting_has_its_own_variable_and_a_sentence() -> None:
         ("SIMPO_RECONCILE", "maybe"),
         ("SIMPO_RECONCILE_INTERVAL_S", "0"),
         ("SIMPO_HEARTBEAT_STALE_S", "-1"),
+        ("SIMPO_MAX_ADAPTERS", "-1"),
         ("SIMPO_HEARTBEAT_STALE_S", "nan"),
         ("SIMPO_MAX_RUNNING_SWEEPS", "0"),
         ("SIMPO_RAY_JOBS_URL", "ray:8265"),

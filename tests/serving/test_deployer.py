@@ -36,6 +36,7 @@ class ScriptedServe:
         self.requests: list[httpx.Request] = []
         self.status = "RUNNING"
         self.message = ""
+        self.parts: dict[str, Any] = {}
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
@@ -50,7 +51,7 @@ class ScriptedServe:
                 "status": self.status,
                 "message": self.message,
                 "deployed_app_config": app | {"external_scaler_enabled": False},
-                "deployments": {},
+                "deployments": self.parts,
             }
             for name, app in self.applications.items()
         }
@@ -92,6 +93,56 @@ def test_the_put_declares_everything_serve_must_know() -> None:
         ],
     }
     assert route_prefix("winner") == WINNER.route_prefix
+
+
+def adapter(number: int, revision: int = 1, project: str | None = None) -> DesiredDeployment:
+    return DesiredDeployment(
+        id=f"dep_{number}",
+        name=f"a{number}",
+        model_path=f"/store/a{number}",
+        revision=revision,
+        base="/models/base",
+        project=project,
+    )
+
+
+def test_adapters_of_one_base_share_one_application() -> None:
+    serve = ScriptedServe()
+    deployer = deployer_on(serve, max_adapters=3)
+    deployer.apply([WINNER, adapter(2), adapter(3), adapter(4, project="prj_x")])
+    own, shared, other = serve.applications.values()
+    assert own["name"] == "dep_1"
+    assert shared["route_prefix"] == adapter(2).route_prefix == adapter(3).route_prefix
+    assert shared["route_prefix"].startswith("/d/~"), "a name begins with no tilde"
+    assert other["route_prefix"].startswith("/d/prj_x/~"), "projects share no process"
+    args = {"name": shared["name"], "model_path": "/models/base", "revision": 1, "max_batch": 32, "max_adapters": 3}
+    assert shared["args"] == args
+    assert shared["deployments"][0]["user_config"] == {
+        "models": {
+            "a2": {"id": "dep_2", "path": "/store/a2", "revision": 1},
+            "a3": {"id": "dep_3", "path": "/store/a3", "revision": 1},
+        }
+    }
+    ready = {f"dep_{n}": ObservedDeployment(state="READY", revision=3 if n == 1 else 1) for n in (1, 2, 3, 4)}
+    assert deployer.observe() == ready
+    deployer.apply([WINNER, adapter(2), adapter(3), adapter(4, project="prj_x")])
+    assert serve.methods.count("PUT") == 1
+
+
+def test_who_shares_a_base_answers_on_while_another_comes() -> None:
+    serve = ScriptedServe()
+    deployer = deployer_on(serve)
+    deployer.apply([adapter(2), adapter(3)])
+    assert deployer.observe()["dep_2"].state == "READY"
+    serve.status, serve.parts = "DEPLOYING", {"Model": {"replicas": [{"state": "RUNNING"}], "message": ""}}
+    deployer.apply([adapter(2), adapter(3, revision=2), adapter(4)])
+    seen = {id: (shown.state, shown.revision) for id, shown in deployer.observe().items()}
+    assert seen == {"dep_2": ("READY", 1), "dep_3": ("PENDING", 2), "dep_4": ("PENDING", 1)}
+    serve.parts = {"Model": {"replicas": [{"state": "STARTING"}], "message": ""}}
+    assert deployer.observe()["dep_2"].state == "PENDING", "its replica is gone"
+    serve.status, serve.parts = "DEPLOY_FAILED", {"Model": {"replicas": [], "message": "Traceback\nOSError: no base"}}
+    failed = ObservedDeployment(state="FAILED", message="OSError: no base", revision=2)
+    assert deployer.observe()["dep_3"] == failed
 
 
 def test_an_unchanged_wish_is_not_put_again() -> None:

@@ -19,7 +19,7 @@ HONOURED = {
     *("model", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "max_tokens", "n", "logprobs"),
     *("presence_penalty", "frequency_penalty", "logit_bias"),
 }
-CHAT_HONOURED = HONOURED | {"messages", "max_completion_tokens", "top_logprobs"}
+CHAT_HONOURED = HONOURED | {"messages", "max_completion_tokens", "top_logprobs", "response_format"}
 COMPLETION_HONOURED = HONOURED | {"prompt", "echo", "best_of"}
 
 
@@ -59,7 +59,6 @@ def test_completion_fields_that_are_not_honoured_are_refused_by_name(field: str)
         {"frequency_penalty": 0.0, "presence_penalty": 0},
         {"logprobs": False},
         {"tools": [], "tool_choice": "none"},
-        {"response_format": {"type": "text"}},
         {"store": False, "metadata": {}},
         {"reasoning_effort": "none", "verbosity": "medium", "function_call": "none", "functions": []},
     ],
@@ -81,9 +80,10 @@ def test_values_that_ask_for_nothing_are_taken(neutral: dict[str, Any]) -> None:
         ({"presence_penalty": -2.5}, "presence_penalty", "invalid_value"),
         ({"logit_bias": {"one": 1}}, "logit_bias.one", "invalid_value"),
         ({"logit_bias": {"1": 101}}, "logit_bias", "invalid_value"),
-        ({"response_format": {"type": "json_schema"}}, "response_format", "unsupported_parameter"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "invalid_value"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
+        ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema", "unknown_parameter"),
         ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"min_p": 0.1}, "min_p", "unknown_parameter"),
         ({"min_p": None}, "min_p", "unknown_parameter"),
         ({"temperature": -0.1}, "temperature", "invalid_value"),

@@ -3,7 +3,7 @@
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -12,11 +12,12 @@ import pytest
 
 from service.local_process import kill_all, members
 from service.local_ray import RayHead
-from service.serving.deployer import Deployer, ServeDeployer, route_prefix
+from service.serving.deployer import Deployer, DesiredDeployment, ObservedDeployment, ServeDeployer, route_prefix
 from simpo.config import TokenPolicy
 from simpo.generate import generate
 from simpo.tokenize import encode_prompt, stop_token_ids
-from tests.serving.deployer_contract import DeployerContract
+from tests.serving.deployer_contract import DeployerContract, wait
+from tests.serving.test_adapters import PROMPTS, Adapters
 from tests.serving.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.ray
@@ -98,6 +99,43 @@ class TestServeDeployer(DeployerContract):
             assert chunks[-1].usage == whole.usage
             with pytest.raises(openai.BadRequestError, match="suffix is not supported"):
                 client.completions.create(model=name, prompt="x", suffix="y")
+
+
+def test_adapters_of_one_base_answer_from_one_process(
+    head: tuple[RayHead, str], deployer: Deployer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    adapters = Adapters(tmp_path_factory.mktemp("adapters"))
+
+    def wish(number: int, name: str) -> DesiredDeployment:
+        path = str(adapters.saved(number))
+        return DesiredDeployment(id=f"dep-{name}", name=name, model_path=path, base=str(adapters.base))
+
+    ann, bob = wish(1, "ann"), wish(2, "bob")
+    base_url = f"{head[0].serve_url}{ann.route_prefix}/v1"
+
+    def text(client: openai.OpenAI, name: str) -> str:
+        return client.completions.create(model=name, prompt=PROMPTS[1], temperature=0, max_tokens=8).choices[0].text
+
+    with openai.OpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
+        deployer.apply([ann])
+        wait(deployer, lambda seen: seen.get("dep-ann") == ObservedDeployment(state="READY", revision=1))
+        assert text(client, "ann") == adapters.merged_answers(1, [PROMPTS[1]], 8)[0]
+        with pytest.raises(openai.NotFoundError, match="'bob' is not served here; use 'ann'"):
+            text(client, "bob")
+        deployer.apply([ann, bob])
+
+        def both_ready(seen: Mapping[str, ObservedDeployment]) -> bool:
+            assert seen["dep-ann"].state == "READY"
+            assert text(client, "ann") == adapters.merged_answers(1, [PROMPTS[1]], 8)[0], "it answers meanwhile"
+            return seen["dep-bob"].state == "READY"
+
+        wait(deployer, both_ready)
+        assert text(client, "bob") == adapters.merged_answers(2, [PROMPTS[1]], 8)[0]
+        assert [model.id for model in client.models.list()] == ["ann", "bob"]
+        deployer.apply([bob])
+        wait(deployer, lambda seen: set(seen) == {"dep-bob"} and seen["dep-bob"].state == "READY")
+    deployer.apply([])
+    wait(deployer, lambda seen: seen == {})
 
 
 def test_the_token_is_asked_for(head: tuple[RayHead, str]) -> None:

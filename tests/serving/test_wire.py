@@ -1,6 +1,7 @@
 """OpenAI's endpoints over a real engine: what the official client asks for is what the model itself would say."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -235,6 +236,20 @@ def test_a_bias_on_a_token_that_is_none_is_refused(app: FastAPI) -> None:
     with pytest.raises(openai.BadRequestError, match="999 is no token id") as caught:
         completed(app, "x", logit_bias={"999": 1})
     assert caught.value.param == "logit_bias"
+
+
+def test_a_json_object_is_one(app: FastAPI) -> None:
+    brackets = {str(ids_of(char)[0]): bias for char, bias in (("}", 6), ('"', 4), (":", 4), ("]", 6))}
+    whole = 0
+    for seed in range(12):
+        options: dict[str, Any] = {"seed": seed, "max_tokens": 60, "logit_bias": brackets}
+        choice = chatted(app, response_format={"type": "json_object"}, **options).choices[0]
+        if choice.finish_reason == "stop":
+            whole += 1
+            assert isinstance(json.loads(choice.message.content), dict)
+        else:
+            assert choice.message.content.lstrip()[:1] == "{"
+    assert whole >= 3, "the example comes to an end"
 
 
 def test_an_empty_prompt_is_refused_where_no_bos_stands_before_it(app: FastAPI) -> None:

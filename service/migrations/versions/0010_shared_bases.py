@@ -8,7 +8,7 @@ down_revision = "0009"
 
 
 def upgrade() -> None:
-    op.add_column("deployments", sa.Column("base_path", sa.String(), nullable=True))
+    op.add_column("deployments", sa.Column("base_path", sa.Text(), nullable=True))
 
 
 def downgrade() -> None:

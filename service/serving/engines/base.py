@@ -42,6 +42,8 @@ class Sampling:
     """Token id -> what is added to its logit."""
     top_logprobs: int | None = None
     """None: no log-probabilities. Else those of the tokens taken, and of this many of the likeliest in each place."""
+    json_object: bool = False
+    """The answer is one JSON object."""
     echo: bool = False
     """The prompt's own text comes first, with its log-probabilities where `top_logprobs` asks for them."""
 

@@ -49,8 +49,9 @@ class Row:
         self.length = len(request.prompt_ids)  # tokens in the cache
         self.last_id = -1  # sampled, not yet in the cache
         self.done = False
-        self._sampler = Sampler(request.sampling)
-        self._text = TextStream(request.voice.vocabulary.decode, request.sampling.stop)
+        voice = request.voice
+        self._sampler = Sampler(request.sampling, voice.vocabulary, voice.stop_ids)
+        self._text = TextStream(voice.vocabulary.decode, request.sampling.stop)
         self._num_tokens = 0
         self._reported = 0
         self._scores: list[tuple[int, TokenScore]] = []  # not told yet, with the character where each begins

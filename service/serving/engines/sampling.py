@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from service.serving.engines.base import EngineError, Sampling, TokenScore
+from service.serving.engines.json_text import JsonObject
 from service.serving.engines.vocabulary import Vocabulary
 
 _GREEDY_BELOW = 1e-5  # a temperature under this would overflow the division, and means the same as 0
@@ -14,8 +15,9 @@ _GREEDY_BELOW = 1e-5  # a temperature under this would overflow the division, an
 class Sampler:
     """Chooses the tokens of one answer, in order."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, vocabulary: Vocabulary, stop_ids: frozenset[int]) -> None:
         self._sampling = sampling
+        self._constraint = JsonObject(vocabulary, stop_ids) if sampling.json_object else None
         self._generator = _generator(sampling.seed)
         self._counts: Counter[int] = Counter()
 
@@ -27,7 +29,9 @@ class Sampler:
         """
         if not torch.isfinite(logits_V).all():
             raise EngineError("the model's output is not finite: this checkpoint has diverged; deploy another one")
-        token_id = self._chosen(self._adjusted(logits_V))
+        adjusted_V = self._adjusted(logits_V)
+        constraint = self._constraint
+        token_id = self._chosen(adjusted_V) if constraint is None else constraint.choose(adjusted_V, self._chosen)
         self._counts[token_id] += 1
         return token_id
 

@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from service.serving.engines.base import TokenScore
 
 
@@ -15,6 +18,7 @@ class Vocabulary:
         self._special = frozenset(tokenizer.all_special_ids)
         # Only a byte-level vocabulary writes its pieces in the stand-in alphabet.
         self._byte_level = "ByteLevel(" in str(tokenizer.backend_tokenizer.decoder)
+        self._first_V: Tensor | None = None
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer, special tokens skipped."""
@@ -22,11 +26,19 @@ class Vocabulary:
 
     def score(self, token_id: int, logprob: float | None, top: tuple[TokenScore, ...] = ()) -> TokenScore:
         """A token with its log-probability."""
-        raw = self._bytes(token_id)
+        raw = self.bytes_of(token_id)
         text = self._piece(token_id) if raw is None else raw.decode("utf-8", errors="replace")
         return TokenScore(token_id=token_id, text=text, bytes=raw, logprob=logprob, top=top)
 
-    def _bytes(self, token_id: int) -> bytes | None:
+    def first_bytes(self, size: int) -> Tensor:
+        """The first byte of each of `size` tokens; 256 for one that stands for no text. Made once, at first use."""
+        if self._first_V is None or len(self._first_V) != size:
+            firsts = (self.bytes_of(token_id) for token_id in range(size))
+            self._first_V = torch.tensor([raw[0] if raw else 256 for raw in firsts])
+        return self._first_V
+
+    def bytes_of(self, token_id: int) -> bytes | None:
+        """What a token stands for; None for a mark that stands for no text."""
         piece = self._piece(token_id)
         if not piece or token_id in self._special:
             return None
