@@ -46,6 +46,8 @@ class JobInfo:
     """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
     message: str = ""
     """Ray's words; for a failed one they may hold the log's tail."""
+    queued: bool = False
+    """Has no place on any cluster now, and waits for one: not yet begun, or its place was taken away."""
 
     @property
     def terminal(self) -> bool:

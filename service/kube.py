@@ -134,11 +134,13 @@ class KubeApi:
 
     def create(self, plural: str, body: Json) -> Json:
         """A new object. Raises KubeError, word AlreadyExists, where the name is taken: nothing is changed then."""
+        thing: Json
         thing, _ = self._ask("create", plural, body=body, field_manager=MANAGER, field_validation="Strict")
         return thing
 
     def apply(self, plural: str, name: str, body: Json, *, force: bool = False) -> Json:
         """Server-side apply of our fields. Raises KubeError 409 where a field has another manager and not `force`."""
+        thing: Json
         thing, _ = self._ask(
             "patch",
             plural,
@@ -194,9 +196,11 @@ class KubeApi:
         if error.status in (429, 500, 503) and wait.isdigit():
             self._quiet_until = self._monotonic() + min(float(wait), _LONGEST_WAIT_S)
         message = str(told.get("message") or error.reason or "no reason")
+        if not error.status:  # the client's word for a connection that came to nothing, e.g. over a certificate
+            return KubeError(f"the Kubernetes API does not answer ({' '.join(message.split())})"[:500])
         return KubeError(
             f"the Kubernetes API answered {error.status} to {what}: {' '.join(message.split())[:500]}",
-            error.status or None,
+            int(error.status),
             str(told.get("reason") or ""),
         )
 

@@ -169,7 +169,9 @@ def info(thing: Json) -> JobInfo:
         return JobInfo(submission_id=name, status="RUNNING", message=said)
     queue = (metadata.get("labels") or {}).get(QUEUE_LABEL, "")
     if thing["spec"].get("suspend"):
-        said = f"Waits in the queue {queue} of Kueue."
+        return JobInfo(
+            submission_id=name, status="PENDING", message=f"Waits in the queue {queue} of Kueue.", queued=True
+        )
     return JobInfo(submission_id=name, status="PENDING", message=said or "Its Ray cluster starts.")
 
 

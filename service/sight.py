@@ -102,7 +102,9 @@ class Watch:
         counter = beat["counter"] if beat else 0
         now = self._clock.monotonic()
         seen, since = self._beats.get(submission_id, (-1, now))
-        if counter != seen:
+        job = (jobs or {}).get(submission_id)
+        # A job without a place has no driver whose silence could mean something, also one whose place was taken back.
+        if counter != seen or (job is not None and job.status == "PENDING"):
             since = now
             self._beats[submission_id] = (counter, since)
         failure = next((_failure(record) for record in records if record["type"] == "job.failed"), None)
@@ -120,7 +122,7 @@ class Watch:
             failure=failure,
             beat_at=_beat_at(beat),
             ray_answers=jobs is not None,
-            job=(jobs or {}).get(submission_id),
+            job=job,
         )
 
     def forget(self, submission_id: str) -> None:
@@ -185,6 +187,8 @@ def words(sight: Sight, phase: str | None, *, stale_s: float, paused: bool = Fal
     if sight.gone:
         status = sight.job.status if sight.job else "nothing of it"
         return "DRIVER_GONE", f"Ray says {status}; lost if its heartbeat stands still for {stale_s:g} s."
+    if sight.job is not None and sight.job.queued:
+        return "QUEUED", sight.job.message
     if not sight.started:
         said = sight.job.message.strip() if sight.job is not None and sight.job.status == "PENDING" else ""
         return "STARTING", said.splitlines()[-1][:300] if said else "Ray starts the driver."

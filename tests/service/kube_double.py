@@ -8,6 +8,7 @@ Beside it, faults on demand. Structure is validated only as far as that table go
 
 import copy
 import json
+import ssl
 import threading
 import time
 import uuid
@@ -32,7 +33,7 @@ PREFIX = "/apis/ray.io/v1/"
 class KubeDouble:
     """`with KubeDouble() as kube`: `kube.url` is its origin. `speed`: seconds of its clock in a real second."""
 
-    def __init__(self, speed: float = 1.0) -> None:
+    def __init__(self, speed: float = 1.0, tls: ssl.SSLContext | None = None) -> None:
         self.objects: dict[Key, Json] = {}
         self.calls: list[tuple[str, str, str]] = []
         """(verb, resource, name) of every request, in the words of a Role."""
@@ -59,7 +60,10 @@ class KubeDouble:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._server.server_port}"
+        if tls:
+            # Shaken hands in the thread of the connection: one that does not believe us must not stop the others.
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
 
     def __enter__(self) -> "KubeDouble":
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()

@@ -264,7 +264,8 @@ def test_a_sweep_waits_in_the_queue_runs_and_succeeds(wired: Plane, stage: Stage
     stage.ray.slots = 0
     sweep = wired.post()
     turn(wired, stage, 3)
-    assert wired.sweep(sweep["id"])["message"] == "Waits in the queue sweeps of Kueue."
+    shown = wired.sweep(sweep["id"])
+    assert (shown["reason"], shown["message"]) == ("QUEUED", "Waits in the queue sweeps of Kueue.")
     stage.ray.slots = 1
     turn(wired, stage, 4)
     wired.drive(sweep["id"]).start().search([0.5, 0.7]).finish(winner=1)
@@ -310,6 +311,26 @@ def test_a_rayjob_that_a_human_deleted_is_the_next_attempt(wired: Plane, stage: 
     stage.kube.remove("rayjobs", of(sweep))
     turn(wired, stage, 3)
     assert wired.sweep(sweep["id"])["reason"] == "DRIVER_GONE"
+    turn(wired, stage, 30)
+    assert [a.state for a in wired.attempts(sweep["id"])] == ["LOST", "SUBMITTED"]
+
+
+def test_a_place_that_kueue_takes_away_costs_an_attempt_and_nothing_else(wired: Plane, stage: Stage) -> None:
+    sweep = wired.post()
+    turn(wired, stage, 5)
+    wired.drive(sweep["id"]).start()
+    turn(wired, stage)
+    stage.ray.slots = 0
+    stage.kube.edit("rayjobs", of(sweep), lambda t: t["spec"].update(suspend=True), "kueue")
+    turn(wired, stage, 5)
+    wired.clock.advance(3600)
+    turn(wired, stage, 2)
+    shown = wired.sweep(sweep["id"])
+    assert (shown["state"], shown["reason"]) == ("RUNNING", "QUEUED"), "it waits, however long"
+    assert [a.state for a in wired.attempts(sweep["id"])] == ["SUBMITTED"]
+    stage.ray.slots = 1
+    turn(wired, stage, 3)
+    stage.ray.finish(of(sweep), "FAILED", "the attempt is claimed already")  # what its second driver says
     turn(wired, stage, 30)
     assert [a.state for a in wired.attempts(sweep["id"])] == ["LOST", "SUBMITTED"]
 
