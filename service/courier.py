@@ -26,6 +26,7 @@ from sweeps.judges_reach import NotPublic
 log = logging.getLogger(__name__)
 
 _CLOSE_S = 2.0
+_UNRECORDED_S = 10.0  # a receiver must not be told again and again because our database does not write
 
 
 class Courier:
@@ -75,7 +76,7 @@ class Courier:
         with contextlib.suppress(RuntimeError):  # it has ended by itself
             self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CLOSE_S)
-        self._loop = self._thread = None
+        self._loop = self._thread = self._http = None
 
     @property
     def idle(self) -> bool:
@@ -97,8 +98,9 @@ class Courier:
             self._metrics.webhook_seconds.observe(self._clock.monotonic() - started)
             self._metrics.webhook_attempts.labels(await asyncio.to_thread(self._record, item, outcome)).inc()
         except Exception:
-            # The row is as it was, so the next step tries again; nothing of the receiver's is in this.
+            # The row is as it was, so it will be tried again.
             log.exception("%s: delivery not recorded", item.id)
+            await asyncio.sleep(_UNRECORDED_S)
         finally:
             with self._lock:
                 self._busy[item.webhook_id].discard(item.id)
@@ -124,6 +126,9 @@ class Courier:
             return Outcome(status=None, message="No connection: refused, unreachable, or a bad certificate.")
         except httpx.HTTPError:
             return Outcome(status=None, message="The connection broke, or what came was no HTTP.")
+        except Exception as error:
+            log.error("%s: not sent: %s", item.id, type(error).__name__)
+            return Outcome(status=None, message="It could not be sent.")
 
     def _record(self, item: Due, outcome: Outcome) -> str:
         with self._store.write() as session:

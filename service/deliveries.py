@@ -8,8 +8,9 @@ import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from service import events
@@ -76,7 +77,8 @@ def due(session: Session, now: datetime, busy: Mapping[str, Collection[str]]) ->
 
 def record(session: Session, tried: Due, outcome: Outcome, now: datetime, disable_after: timedelta) -> str:
     """Store how an attempt ended: delivered, retried, dead, or late where it does not count any more."""
-    hook = session.scalar(select(Webhook).where(Webhook.id == tried.webhook_id).with_for_update())
+    # key_share: transactions that put new events into the outbox need not wait for this one.
+    hook = session.scalar(select(Webhook).where(Webhook.id == tried.webhook_id).with_for_update(key_share=True))
     row = session.scalar(select(WebhookDelivery).where(WebhookDelivery.id == tried.id).with_for_update())
     if hook is None or row is None or row.state != DeliveryState.PENDING or row.attempts != tried.attempts:
         return "late"
@@ -119,8 +121,16 @@ def give_up(session: Session, webhook_id: str, message: str, now: datetime) -> N
 
 
 def forget(session: Session, now: datetime) -> None:
-    """Delete what ended long ago."""
+    """Delete what ended long ago; give up what was put aside at the very moment when a webhook ended."""
     session.execute(delete(WebhookDelivery).where(WebhookDelivery.ended_at < now - _KEPT))
+    over = select(Webhook.id).where(Webhook.state != WebhookState.ACTIVE)
+    for webhook_id in session.scalars(over.where(Webhook.id.in_(_pending_of()))).all():
+        give_up(session, webhook_id, "The webhook is told nothing any more.", now)
+
+
+def _pending_of() -> Select[Any]:
+    """Ids of webhooks for which something waits."""
+    return select(WebhookDelivery.webhook_id).where(WebhookDelivery.state == DeliveryState.PENDING)
 
 
 def _heads(session: Session, webhook_id: str, now: datetime, sent: Collection[str], room: int) -> list[WebhookDelivery]:

@@ -46,7 +46,7 @@ class WebhookOut(BaseModel):
     created_at: str
     ended_at: str | None
     secret: str | None = None
-    """Only in the answer that made it: the key of the signatures."""
+    """Only in the first answer of its making, not in a repeated one: the key of the signatures."""
 
 
 class DeliveryOut(BaseModel):
@@ -72,8 +72,8 @@ class DeliveryOut(BaseModel):
     ended_at: str | None
 
 
-def webhook_json(row: Webhook, *, secret: bool = False) -> Json:
-    """`secret`: the one time that it is shown."""
+def webhook_json(row: Webhook) -> Json:
+    """Without its secret."""
     return WebhookOut(
         id=row.id,
         url=row.url,
@@ -87,8 +87,7 @@ def webhook_json(row: Webhook, *, secret: bool = False) -> Json:
         created_by=row.created_by,
         created_at=rfc3339(row.created_at),
         ended_at=rfc3339(row.ended_at) if row.ended_at else None,
-        secret=row.secret if secret else None,
-    ).model_dump(mode="json", exclude=set() if secret else {"secret"})
+    ).model_dump(mode="json", exclude={"secret"})
 
 
 def delivery_json(row: WebhookDelivery) -> Json:

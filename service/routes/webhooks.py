@@ -58,7 +58,7 @@ def create_webhook(
             loopback=context.settings.webhook_loopback,
         )
         headers = {"location": f"/v1/webhooks/{row.id}", "etag": etag(row.version)}
-        return Answer(status=201, body=webhook_json(row, secret=True), headers=headers)
+        return Answer(status=201, body=webhook_json(row), headers=headers, once={"secret": row.secret})
 
     return context.posts.run(request.url.path, body.model_dump(mode="json"), idempotency_key, caller, effect)
 

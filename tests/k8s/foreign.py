@@ -10,7 +10,10 @@ from typing import Any
 Json = dict[str, Any]
 
 _SELECTOR = {"matchLabels": {"*": str}}
-_POD_ENDPOINT = {"port": str, "path": str, "interval": str, "scrapeTimeout": str}
+_POD_ENDPOINT = {
+    **{"port": str, "path": str, "interval": str, "scrapeTimeout": str},
+    "authorization": {"type": str, "credentials!": {"name!": str, "key!": str}},
+}
 _RULE = {"alert!": str, "expr!": str, "for": str, "labels": {"*": str}, "annotations": {"*": str}}
 _LISTENER = {
     "name!": str,

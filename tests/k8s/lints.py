@@ -138,6 +138,10 @@ def secrets(objects: list[Json]) -> set[tuple[str, str]]:
         password = (cluster.get("gcsFaultToleranceOptions") or {}).get("redisPassword") or {}
         if "valueFrom" in password:
             found.add((password["valueFrom"]["secretKeyRef"]["name"], password["valueFrom"]["secretKeyRef"]["key"]))
+    for thing in objects:  # of scrapes
+        for endpoint in thing["spec"]["podMetricsEndpoints"] if thing["kind"] == "PodMonitor" else ():
+            if credentials := (endpoint.get("authorization") or {}).get("credentials"):
+                found.add((credentials["name"], credentials["key"]))
     for thing in objects:  # certificates
         named = (
             [tls["secretName"] for tls in (thing.get("spec") or {}).get("tls") or []]

@@ -5,6 +5,10 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from service import gauges
+from service.clock import SystemClock
+from service.metrics import Metrics
+
 KNOWN: dict[str, str] = {
     # kube-state-metrics, docs/metrics/*/ (all of them STABLE there)
     "kube_deployment_spec_replicas": "kube-state-metrics docs/metrics/workload/deployment-metrics.md",
@@ -35,9 +39,18 @@ def names_in(expression: str) -> set[str]:
 
 
 def unknown(names: set[str]) -> set[str]:
-    """Those of `names` for which there is no source: neither in KNOWN nor in the installed Ray."""
-    ours = {name for name in names if name.startswith("ray_")}
-    return (names - ours - set(KNOWN)) | {name for name in ours if not _in_ray(name)}
+    """Those of `names` for which there is no source: neither in KNOWN, nor in the service, nor in the installed Ray."""
+    rays = {name for name in names if name.startswith("ray_")}
+    return (names - rays - set(KNOWN) - _exported()) | {name for name in rays if not _in_ray(name)}
+
+
+@cache
+def _exported() -> set[str]:
+    """What the service exports: asked of its registry, and of its source where a database would have to answer."""
+    suffixes = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
+    families = Metrics(SystemClock()).registry.collect()
+    found = {family.name + suffix for family in families for suffix in suffixes.get(family.type, ())}
+    return found | set(re.findall(r'"(simpo_[a-z_]+)"', Path(gauges.__file__).read_text(encoding="utf-8")))
 
 
 @cache

@@ -28,9 +28,10 @@ OUTSIDERS = (
     Peer(name="kubernetes", address="192.0.2.1"),  # the placeholders of README, "To fill in"
     Peer(name="otlp", address="192.0.2.2"),
     Peer(name="database", address="192.0.2.3"),
+    Peer(name="internet", address="93.184.216.34"),
     Peer(name="metadata", address="169.254.169.254"),
 )
-PORTS = (53, 80, 443, 5432, 6379, 6443, 8000, 8080, 8265, 8404, 9101, 10001, 30000, 33333)  # the last: in no rule
+PORTS = (53, 80, 443, 5432, 6379, 6443, 8000, 8080, 8265, 8404, 8443, 9101, 10001, 30000, 33333)  # the last: in no rule
 
 
 def _peer(view: PodView) -> Peer:

@@ -11,6 +11,7 @@ import pytest
 
 from service.auth import Authenticator
 from service.clock import SystemClock
+from service.reconcile import STOP_S
 from service.serving.deployer import listen_address
 from service.settings import Settings, variable_of
 from service.store import Store
@@ -100,8 +101,11 @@ def test_requests_in_flight_are_waited_for(objects: list[Json]) -> None:
     for view in _service_pods(objects):
         (container,) = view.spec["containers"]
         graceful = next(word for word in container["command"] if word.startswith("--timeout-graceful-shutdown="))
+        settings = Settings.from_env(_environment(objects, view))
+        after = STOP_S if settings.reconcile else 0.0
         pause = ((container.get("lifecycle") or {}).get("preStop") or {}).get("sleep", {"seconds": 0})["seconds"]
-        assert int(graceful.partition("=")[2]) + pause < view.spec["terminationGracePeriodSeconds"]
+        needed = pause + settings.drain_s + int(graceful.partition("=")[2]) + after
+        assert needed < view.spec["terminationGracePeriodSeconds"], "drain, requests in flight, the passes at work"
 
 
 def test_the_job_migrates_and_the_program_in_readme_makes_an_api_key(

@@ -14,13 +14,14 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from service import deliveries
+from service import deliveries, events, outbox
 from service.auth import create_key
 from service.models_webhooks import Webhook, WebhookDelivery
 from service.settings import Settings
 from service.webhook_reach import Checked, client
 from sweeps.judges_reach import NotPublic
 from tests.service.conftest import Plane, make_plane
+from tests.service.postgres import fresh_database
 from tests.service.receiver import BODY, Message, Receiver, is_signed, receiver
 
 Json = dict[str, Any]
@@ -94,6 +95,22 @@ def test_events_come_signed_in_order_and_once(local: Plane, there: Receiver) -> 
     assert [row["type"] for row in told(local, hook)] == of_jobs
 
 
+def test_on_postgresql_too(postgres: Path, tmp_path: Path, there: Receiver) -> None:
+    settings = Settings(database_url=fresh_database(postgres), store=tmp_path / "store", reconcile=False)
+    for plane in make_plane(settings, webhook_loopback=True):
+        there.answer = lambda number, message: (500 if number == 0 else 200, {})
+        hook, sweep_id = subscribe(plane, there.url, "job.*"), plane.post()["id"]
+        for _ in range(3):
+            settle(plane)
+            plane.clock.advance(6.5)
+        assert there.types == ["job.queued", "job.queued", "job.submitted"]
+        deleted = plane.client.delete(f"/v1/webhooks/{hook['id']}", headers={"if-match": "*"})
+        assert deleted.status_code == 200
+        plane.client.post(f"/v1/sweeps/{sweep_id}/cancel")
+        settle(plane)
+        assert len(there.messages) == 3
+
+
 def test_what_fails_is_tried_again_and_holds_up_its_own_history_alone(local: Plane, there: Receiver) -> None:
     failing = 2
 
@@ -142,6 +159,33 @@ def test_what_never_gets_through_is_given_up_seen_and_can_be_asked_for_again(loc
     with local.store.write() as session:
         deliveries.forget(session, local.clock.now() + timedelta(days=31))
     assert told(local, hook) == []
+
+
+def test_what_was_put_aside_as_a_webhook_ended_is_given_up(local: Plane, there: Receiver) -> None:
+    """Its transaction had seen the webhook ACTIVE, and was committed after the end."""
+    hook = subscribe(local, there.url, "job.queued")
+    local.client.delete(f"/v1/webhooks/{hook['id']}", headers={"if-match": "*"})
+    with local.store.write() as session:
+        event = events.append(session, session.get_one(Webhook, hook["id"]), "job.queued", "", now=local.clock.now())
+        outbox.put(session, hook["id"], event)
+    settle(local)
+    with local.store.write() as session:
+        deliveries.forget(session, local.clock.now())
+    assert there.messages == [] and [row["state"] for row in told(local, hook)] == ["DEAD"]
+
+
+def test_a_receiver_is_left_in_peace_while_our_database_does_not_write(local: Plane, there: Receiver) -> None:
+    subscribe(local, there.url, "job.queued")
+    local.post()
+    full = "CREATE TRIGGER full BEFORE UPDATE ON webhook_deliveries BEGIN SELECT RAISE(FAIL, 'full'); END"
+    with local.store.write() as session:
+        session.execute(text(full))
+    for _ in range(5):
+        local.reconciler.run_once()
+        there.wait(1)
+        time.sleep(0.05)
+    assert len(there.messages) == 1 and local.reconciler.delivering
+    local.reconciler.stop()
 
 
 @pytest.mark.parametrize(("status", "reason"), [(410, "GONE"), (500, "FAILING")])
@@ -248,7 +292,8 @@ def test_what_is_wrong_is_said_and_the_number_is_bounded(plane: Plane) -> None:
     assert faults(**good | {"secret": "mine"}) == ["/secret"]
     key = {"idempotency-key": "k"}
     first = plane.client.post("/v1/webhooks", json=good, headers=key)
-    assert plane.client.post("/v1/webhooks", json=good, headers=key).json() == first.json()
+    again = plane.client.post("/v1/webhooks", json=good, headers=key)
+    assert again.json() == {name: value for name, value in first.json().items() if name != "secret"}
     for _ in range(19):
         subscribe(plane, good["url"])
     refused = plane.client.post("/v1/webhooks", json=good)
