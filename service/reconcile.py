@@ -29,6 +29,8 @@ from service.tuner import Tuner
 
 log = logging.getLogger(__name__)
 
+STOP_S = 10.0
+"""How long the passes at work may take to end."""
 _LEASE_S = 1.0  # at least; after a kill -9 the next process waits so long
 _HOUSEKEEPING_S = 3600.0
 
@@ -92,7 +94,7 @@ class Reconciler:
         for loop in self._loops:
             loop.start()
 
-    def stop(self, timeout_s: float = 10.0) -> None:
+    def stop(self, timeout_s: float = STOP_S) -> None:
         """End after the passes at work, at the latest after `timeout_s`, and hand the leases on."""
         deadline = self._clock.monotonic() + timeout_s
         for loop in self._loops:
