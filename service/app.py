@@ -17,14 +17,13 @@ from service.bearers import Bearers, TokenAuthenticator
 from service.clock import Clock, SystemClock
 from service.cluster import Jobs, RayJobs
 from service.context import Context
-from service.datasets import forget_files
-from service.deliveries import forget as forget_deliveries
 from service.drain import Drain
 from service.errors import NotFound, ServiceError, invalid, pointer_of, render
 from service.events import TOLD
 from service.examine import Doctor
 from service.gate import Gate
 from service.gauges import Gauges
+from service.housekeeping import Housekeeping
 from service.idempotency import Posts
 from service.kube import cluster_api
 from service.logs import configure
@@ -119,7 +118,7 @@ def create_app(
         doctor=doctor,
         metrics=metrics,
         webhooks=webhooks,
-        housekeeping=lambda: _forget(posts, store, settings, clock),
+        housekeeping=Housekeeping(store, settings, clock, posts),
         failpoint=failpoint,
     )
     context = Context(
@@ -158,14 +157,6 @@ def create_app(
         app.include_router(inference.router)
     return app
         app.include_router(try_page.router)
-
-
-def _forget(posts: Posts, store: Store, settings: Settings, clock: Clock) -> None:
-    posts.forget_old()
-    with store.read() as session:
-        forget_files(session, settings, clock.now())
-    with store.write() as session:
-        forget_deliveries(session, clock.now())
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.responses import JSONResponse, Response
 
@@ -205,6 +206,7 @@ _TABLE: Mapping[type, Callable[[Exception], ServiceError]] = {
     IntegrityError: _lost_race,
     StaleDataError: _lost_race,
     DBAPIError: _database_trouble,
+    NoConnection: _database_trouble,
     DeployerError: _serve_trouble,
 }
 

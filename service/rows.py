@@ -220,6 +220,13 @@ def live_sweeps(session: Session) -> list[tuple[Sweep, Attempt | None]]:
     return [(sweep, attempt) for sweep, attempt in session.execute(joined)]
 
 
+def look_again(session: Session, sweep_id: str, n: int) -> None:
+    """Ray was given the job of an attempt that had ended meanwhile: see to it once more that it does not go on."""
+    attempt = session.get(Attempt, (sweep_id, n))
+    if attempt is not None and attempt.ended_at is not None:
+        attempt.released_at = None
+
+
 def unreleased_attempts(session: Session) -> Sequence[Attempt]:
     """Attempts that ended for us while Ray may still run their job."""
     query = select(Attempt).where(Attempt.released_at.is_(None), Attempt.ended_at.is_not(None))

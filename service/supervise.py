@@ -9,12 +9,12 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service import edits, events
 from service.clock import Clock
 from service.cluster import JobInfo, Jobs, JobsError, driver_command, driver_env
+from service.fences import fence_off, late_records
 from service.ingest import note_checkpoints, take_records
 from service.models import COMPARISON, EVALUATION, Attempt, Sweep
 from service.pauses import Pauses
@@ -25,6 +25,7 @@ from service.rows import (
     live_sweeps,
     lock_current,
     lock_sweep,
+    look_again,
     move,
     open_attempt,
     unreleased_attempts,
@@ -150,7 +151,9 @@ class Supervisor:
         self._pauses.clear(name)
         with self._store.write() as session:
             current = lock_current(session, sweep.id, attempt.n)
-            if current is not None and current[1].submitted_at is None:
+            if current is None:
+                look_again(session, sweep.id, attempt.n)
+            elif current[1].submitted_at is None:
                 row, fresh = current
                 fresh.state, fresh.submitted_at = AttemptState.SUBMITTED, self._clock.now()
                 explain(row, "STARTING", "Ray starts the driver.")
@@ -212,7 +215,7 @@ class Supervisor:
         same = (sweep.reason, sweep.message) == words(sight, sweep.phase, stale_s=stale_s, paused=paused)
         if verdict in (Verdict.WAIT, Verdict.HUNG) and not sight.records and not begins and same:
             return False
-        late = self._late_records(sweep, attempt) if sight.records else []
+        late = late_records(self._store, directory.run, attempt, sight.records)
         log_tail = self._log_tail(attempt) if verdict in (Verdict.FAILED, Verdict.LOST) else ""
         self._failpoint("before_ingest")
         with self._store.write() as session:
@@ -237,19 +240,6 @@ class Supervisor:
                 explain(row, *words(sight, row.phase, stale_s=stale_s, paused=paused))
         self._failpoint("after_ingest")
         return verdict not in (Verdict.WAIT, Verdict.HUNG)
-
-    def _late_records(self, sweep: Sweep, attempt: Attempt) -> list[tuple[int, list[Record]]]:
-        """What predecessors wrote after they were given up and before this attempt's driver claimed the directory.
-
-        Its driver has read that and does not say it again, so it is taken with the driver's first records.
-        """
-        if attempt.n == 1 or attempt.journal_seq > 0:
-            return []
-        with self._store.read() as session:
-            query = select(Attempt).where(Attempt.sweep_id == sweep.id, Attempt.n < attempt.n).order_by(Attempt.n)
-            before = session.scalars(query).all()
-        run = RunDir(self._settings.run_dir(sweep.id))
-        return [(past.n, read_journal(run.attempt(past.n), past.journal_seq)) for past in before]
 
     def _succeed(self, session: Session, row: Sweep, attempt: Attempt, sight: Sight) -> None:
         now = self._clock.now()
@@ -345,6 +335,9 @@ class Supervisor:
         if job is None and attempt.submitted_at is None and not waited:
             return
         self._pauses.clear(f"stop {attempt.submission_id}")
+        if attempt.state in (AttemptState.LOST, AttemptState.CANCELLED) and (job is None or job.status == "FAILED"):
+            # Ray has lost it, so nobody has stopped it.
+            fence_off(self._store, self._settings, attempt)
         with self._store.write() as session:
             session.get_one(Attempt, (attempt.sweep_id, attempt.n)).released_at = self._clock.now()
 

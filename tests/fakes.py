@@ -10,7 +10,7 @@ from service.serving.deployer import DeployerError, DesiredDeployment, ObservedD
 from simpo.errors import ConfigError
 from sweeps.evaluation_spec import evaluation_hash, parse_evaluation
 from sweeps.gates import decide
-from sweeps.run_dir import Attempt, RunDir
+from sweeps.run_dir import Attempt, RunDir, read_journal
 from sweeps.spec import SweepSpec, spec_hash
 
 
@@ -157,6 +157,9 @@ class FakeDriver:
     def start(self) -> "FakeDriver":
         """First signs of life."""
         self.attempt.append("job.started", "started", {"attempt": self.attempt.number})
+        if before := [other for other in self.run.attempts() if other.number < self.attempt.number]:
+            read = {str(other.number): len(read_journal(other)) for other in before}
+            self.attempt.append("job.resumed", "resumes", {"read": read})
         self.attempt.append("job.phase", "searching", {"phase": "searching", "progress": 0.0})
         self.beat()
         return self

@@ -16,8 +16,9 @@ _FIGURES: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"s
 
 
 @router.get("/healthz")
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:
     """The process answers. Says nothing about what stands behind it."""
+    # async: it needs no thread, and all of them may wait for a database that does not answer.
     return {"status": "ok"}
 
 

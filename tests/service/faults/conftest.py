@@ -1,15 +1,12 @@
 """Installations for the fault matrix, and one sweep that nothing disturbed."""
 
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from sweeps.run_dir import RunDir
-from sweeps.spec import parse_spec
-from tests.service.faults import toy_driver, world
+from tests.service.faults import world
 from tests.service.faults.world import World
 from tests.service.postgres import fresh_database
 
@@ -19,14 +16,7 @@ Make = Callable[..., World]
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run directory of the toy sweep, driven once without any fault."""
-    home = tmp_path_factory.mktemp("undisturbed")
-    run = RunDir(home / "run")
-    run.write_spec(parse_spec(toy_driver.body("undisturbed")).model_dump(mode="json"))
-    (home / "step_s").write_text("0")
-    python = world.toy_python(home)
-    command = [str(python), "-m", "sweeps", "run", str(run.spec_path), "--out", str(run.root), "--attempt", "1"]
-    subprocess.run(command, check=True, timeout=60)
-    return run.root
+    return world.undisturbed(tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.fixture

@@ -5,13 +5,12 @@
     I3  only legal moves; what is over stays over           I9  who watches hears every event once, the end included
     I4  one open attempt of a sweep at most                 I11 (`World.settle`) all is over a minute after the fault
     I5  the tables hold what counts of the journals, once   I12 no secret stands in a log
-    I6  no more trials than the budget has
+    I6  no more trials than the budget has                  I10 each change that somebody made stands in the audit once
 
 I7 and the order within a run directory are checked by `tests.sweeps.faults.invariants`.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +21,11 @@ from sqlalchemy import select
 
 from service.ids import submission_id
 from service.models import Attempt, Event, Sweep, Trial
+from service.models_people import AuditEntry
 from service.states import MOVES, TRIAL_OVER
 from sweeps.recorded import ENDINGS
 from tests.service.faults.history import Call
-from tests.service.faults.world import World
+from tests.service.faults.world import World, lives
 from tests.sweeps.faults.invariants import violations as violations_in
 
 _ENDED = {"job.succeeded": "SUCCEEDED", "job.failed": "FAILED", "job.cancelled": "CANCELLED"}
@@ -50,6 +50,7 @@ class Facts:
     """Id -> status, as Ray says now."""
     starts: Sequence[dict[str, Any]]
     """Drivers that began: run, attempt, pid."""
+    audit: Sequence[AuditEntry]
     run_dirs: Path
     logs: dict[str, str]
     secrets: Sequence[str]
@@ -82,6 +83,7 @@ def gather(world: World) -> Facts:
             created=world.ray.created(),
             jobs=world.ray.jobs(),
             starts=world.starts(),
+            audit=session.scalars(select(AuditEntry)).all(),
             run_dirs=world.settings.store / "sweeps",
             logs=world.logs(),
             secrets=[world.history.api_key, world.ray.token],
@@ -100,6 +102,7 @@ def violations(facts: Facts, *, like: Path | None = None, heads: int = 1, clocks
         yield from _run_dir(facts, sweep, like, clocks)
     yield from _jobs(facts, heads)
     yield from _heard(facts)
+    yield from _noted(facts)
     yield from _kept_secret(facts)
 
 
@@ -119,8 +122,9 @@ def _acknowledged(facts: Facts) -> Iterator[str]:
         for call in calls:
             if call.path == "/v1/sweeps" and call.answer["id"] not in facts.sweeps:
                 yield f"I1: {call.answer['id']} was acknowledged and is not there"
-            if call.path.endswith("/cancel") and facts.sweeps[call.path.split("/")[3]].state not in _CANCELLED:
-                yield f"{call.path} was acknowledged, and ended as {facts.sweeps[call.path.split('/')[3]].state}"
+            cancelled = facts.sweeps.get(call.path.split("/")[3]) if call.path.endswith("/cancel") else None
+            if cancelled is not None and cancelled.state not in _CANCELLED:
+                yield f"{call.path} was acknowledged, and ended as {cancelled.state}"
 
 
 _CANCELLED = ("CANCELLING", "CANCELLED")
@@ -198,7 +202,7 @@ def _journals(facts: Facts, sweep: Sweep, attempts: Sequence[Attempt], events: S
             yield f"I5: {sweep.id}, {trial.trial_id}: the table says {end}, what counts is {ends.get(trial.trial_id)}"
     if sweep.state == "SUCCEEDED":
         lies = facts.run_dirs / sweep.id / "attempts" / str(sweep.attempt) / "result.json"
-        if sweep.result != json.loads(lies.read_text()):
+        if not lies.exists() or sweep.result != json.loads(lies.read_text()):
             yield f"I5: the result of {sweep.id} is not that of its attempt {sweep.attempt}"
         if {trial.trial_id for trial in trials if trial.state == "SUCCEEDED"} != set(ends):
             yield f"I5: {sweep.id} succeeded, of {sorted(ends)} the table has {len(trials)}"
@@ -242,16 +246,9 @@ def _jobs(facts: Facts, heads: int) -> Iterator[str]:
         if times > heads:
             yield f"I8: {times} drivers began attempt {n} of {run}"
     for start in facts.starts:
-        if facts.sweeps[start["run"]].ended_at is not None and _lives(start["pid"]):
+        sweep = facts.sweeps.get(start["run"])
+        if sweep is not None and sweep.ended_at is not None and lives(start["pid"]):
             yield f"I8: {start['run']} is over, a driver of attempt {start['attempt']} lives on"
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def _heard(facts: Facts) -> Iterator[str]:
@@ -260,6 +257,18 @@ def _heard(facts: Facts) -> Iterator[str]:
         expected = [f"evt_{event.seq:08d}" for event in facts.events[sweep_id]]
         if ids != expected:
             yield f"I9: of {expected} somebody who watched {sweep_id} heard {ids}"
+
+
+def _noted(facts: Facts) -> Iterator[str]:
+    """I10, of sweeps: ordered once, cancelled once at most."""
+    done = Counter((entry.object, entry.action) for entry in facts.audit if entry.outcome == "done")
+    for sweep in facts.sweeps.values():
+        wishes = ["POST /v1/sweeps", *(["POST /v1/sweeps/{sweep_id}/cancel"] if sweep.desired == "CANCEL" else [])]
+        found = {action: times for (row, action), times in done.items() if row == sweep.id}
+        if found != dict.fromkeys(wishes, 1):
+            yield f"I10: of {wishes} on {sweep.id} the audit has {found}"
+    for row in {str(row) for row, _ in done if str(row).startswith("swp_")} - set(facts.sweeps):
+        yield f"I10: the audit has {row}, which is not there"
 
 
 def _kept_secret(facts: Facts) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 A job is a process of its own session, started through a shell: it outlives this program, as a driver's children outlive
 a head. A duplicate id is HTTP 500 with "already exists" in a traceback; a malformed one is 500 and leaves a PENDING
-record for ever; an unknown job is 404; what a killed head knew is forgotten, or with `--keep` stays RUNNING until the
-next submission. Every job that is really made becomes a line of `created` in the home.
+record for ever; an unknown job is 404; what a killed head knew is forgotten, or with `--keep` stays RUNNING until
+somebody submits or stops. Every job that is really made becomes a line of `created` in the home.
 
 `POST /script {"submits": [...]}` says how the next submissions are answered, one word each: `lost` (never arrives),
 `unsaid` (made, the connection breaks), `slow` (made, answered after the client's patience), `late` (made only after the
@@ -45,9 +45,7 @@ class Jobs:
         """None, or the words of the refusal."""
         name = body["submission_id"]
         with self.lock:
-            for other, job in self.jobs.items():  # the job manager wakes up and finds what it lost
-                if job["status"] == "RUNNING" and other not in self.running:
-                    self._become(other, "FAILED", "failed to get job supervisor")
+            self._wake()
             if name in self.jobs:
                 return f"ValueError: Job with submission_id {name} already exists."
             self._become(name, "PENDING")
@@ -74,6 +72,7 @@ class Jobs:
     def stop(self, name: str) -> bool:
         """SIGTERM, and SIGKILL after a while."""
         with self.lock:
+            self._wake()
             process = self.running.get(name)
             if process is None or self.jobs[name]["status"] != "RUNNING":
                 return False
@@ -81,6 +80,12 @@ class Jobs:
         _signal(process, signal.SIGTERM)
         threading.Timer(10, _signal, (process, signal.SIGKILL)).start()
         return True
+
+    def _wake(self) -> None:
+        """Who submits or stops wakes the job manager, which then finds what it lost with the head before."""
+        for name, job in self.jobs.items():
+            if job["status"] == "RUNNING" and name not in self.running:
+                self._become(name, "FAILED", "Unexpected error occurred: failed to get job supervisor.")
 
     def _wait(self, name: str) -> None:
         code = self.running[name].wait()

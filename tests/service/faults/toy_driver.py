@@ -5,9 +5,9 @@ Ray, so a script that calls this can stand where the service expects its Python.
 SIGTERM are those of `sweeps`; a trial is a chain of hashes, carried from rung to rung by checkpoints: who resumes from
 the wrong one, or twice, ends with other values than an undisturbed run.
 
-`TOY_HOME` names the directory of the test: while a file `hold` lies in it no step is made, `step_s` holds the seconds
-of a step, `clock` an offset of the driver's wall clock; each start adds a line to `starts`. `TOY_DEAF` set: an orphan
-that neither looks for a successor nor heeds SIGTERM.
+`TOY_HOME` names the directory of the test. While a file `hold` lies in it no step is made from the trial and rung on
+that stand in it; `step_s` holds the seconds of a step, `clock` an offset of the driver's wall clock; `deaf`: a driver
+that has no pulse, looks for no successor and heeds no SIGTERM. Each start adds a line to `starts`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from sweeps.stopping import Stop, Stopped, ending_told, stoppable
 
 RUNGS = (4, 8, 12)
 TRIALS = 4
-HOME, DEAF = "TOY_HOME", "TOY_DEAF"
+HOME = "TOY_HOME"
 
 
 def body(name: str) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class _Toy:
         self.home = home
         self.attempt = attempt
         self.spec = spec
-        self.deaf = DEAF in os.environ
+        self.deaf = (home / "deaf").exists()
 
     def run(self) -> int:
         """0 with a result, 130 when it was told to end."""
@@ -122,7 +122,7 @@ class _Toy:
             # One that did this rung before says the same again: the first word counts.
             if rung <= step:
                 continue
-            self._step(stop)
+            self._step(number, rung, stop)
             state = hashlib.sha256(f"{state}:{number}:{rung}".encode()).hexdigest()
             path = _checkpoint(self.attempt.trial_path(trial_id) / f"rung-{rung:06d}", trial_id, rung, state)
             value = rungs[str(rung)] = _value(state)
@@ -134,11 +134,18 @@ class _Toy:
         self.attempt.append("trial.completed", "ends", {**where, **facts, **outcome, "seconds": 1.0})
         return _row(number, value, self.attempt.relative(path))
 
-    def _step(self, stop: Stop) -> None:
+    def _step(self, number: int, rung: int, stop: Stop) -> None:
         time.sleep(float((self.home / "step_s").read_text()))
-        while (self.home / "hold").exists():
+        while self._held(number, rung):
             stop.check()
             time.sleep(0.05)
+
+    def _held(self, number: int, rung: int) -> bool:
+        try:
+            words = (self.home / "hold").read_text().split()
+        except FileNotFoundError:
+            return False
+        return (number, rung) >= tuple(map(int, words))
 
 
 def _row(number: int, value: float | None, checkpoint: str | None) -> dict[str, Any]:

@@ -24,10 +24,14 @@ from service.local_process import free_ports
 from service.models import Sweep
 from service.settings import Settings
 from service.store import Store
+from sweeps.run_dir import Attempt, RunDir, read_journal
+from sweeps.spec import parse_spec
 from tests.service.faults import service_process, toy_driver
 from tests.service.faults.history import Call, History
 from tests.service.faults.service_process import NOWHERE, Plan
 
+MIDWAY = (1, 8)
+"""Trial and rung before which drivers stand still."""
 _ROOT = Path(__file__).parents[3]
 
 
@@ -145,7 +149,8 @@ class World:
     store: Store
     """The test's own look into the database."""
     history: History
-    ray: StandIn
+    ray: Any
+    """A `StandIn`, or a `RealRay`, which has the same methods."""
     members: list[Member] = field(default_factory=list)
 
     def api(
@@ -194,20 +199,37 @@ class World:
         """Wait for one of these states."""
         wait(lambda: self.row(sweep_id).state in states, seconds, lambda: self._states())
 
+    def midway(self, *ids: str, seconds: float = 90) -> None:
+        """Wait until each has ended a trial and stands still in another; `hold(*MIDWAY)` came before it was ordered."""
+        for sweep_id in ids:
+            first = RunDir(self.settings.run_dir(sweep_id)).attempt(1)
+            _until(first, "trial.completed", seconds)
+            self.until(sweep_id, "RUNNING")
+
     def settle(self, seconds: float = 60) -> None:
-        """I11: within a minute after the fault has ended everything is over, and Ray does nothing any more."""
+        """I11: within a minute after the fault has ended everything is over, and nothing runs any more."""
 
         def over() -> bool:
             with self.store.read() as session:
                 rows = session.execute(select(Sweep.state, Sweep.ended_at)).all()
             running = [status for status in self.ray.jobs().values() if status == "RUNNING"]
-            return all(ended is not None for _, ended in rows) and not running
+            drivers = [start for start in self.starts() if lives(start["pid"])]
+            return all(ended is not None for _, ended in rows) and not running and not drivers
 
         wait(over, seconds, lambda: (self._states(), self.ray.jobs()))
 
-    def hold(self) -> None:
-        """No driver makes a step from now on."""
-        (self.home / "hold").touch()
+    def hold(self, trial: int = 0, rung: int = 0) -> None:
+        """No driver makes a step from that trial and rung on."""
+        partial = self.home / "hold.partial"
+        partial.write_text(f"{trial} {rung}")
+        partial.rename(self.home / "hold")
+
+    def kill_drivers(self) -> None:
+        """kill -9 of every driver, as with the machine under them."""
+        for start in self.starts():
+            with contextlib.suppress(OSError):  # it ended before; its number may be somebody else's by now
+                if b"toy_driver" in Path(f"/proc/{start['pid']}/cmdline").read_bytes():
+                    os.kill(start["pid"], signal.SIGKILL)
 
     def release(self) -> None:
         """They go on."""
@@ -243,30 +265,43 @@ class World:
 
 
 @contextlib.contextmanager
-def world(home: Path, database_url: str, **changes: Any) -> Iterator[World]:
-    """An installation without any member of the service yet; its Ray runs. `changes`: of the settings."""
+def world(
+    home: Path, database_url: str, *, ray: Callable[[Path, str], Any] = StandIn, keep: bool = False, **changes: Any
+) -> Iterator[World]:
+    """An installation without any member of the service yet; its Ray runs.
+
+    `ray`: how one is made, given its directory and token. `keep`: it will remember. `changes`: of the settings.
+    """
     token = secrets.token_hex(16)
-    ray = StandIn(home / "ray", token)
+    cluster = ray(home / "ray", token)
     (home / "step_s").write_text("0.02")
     settings = Settings(
         database_url=database_url,
         store=home / "store",
         bind_port=free_ports(1)[0],
-        ray_jobs_url=ray.url,
+        ray_jobs_url=cluster.url,
         ray_token=token,
-        driver_python=str(toy_python(home)),
+        driver_python=str(_toy_python(home)),
         **{"reconcile_interval_s": 0.1, "max_running_sweeps": 2, "heartbeat_stale_s": 3.0, **changes},
     )
     store = Store(database_url)
-    made = World(home=home, settings=settings, store=store, history=History(create_key(store, "tests")), ray=ray)
+    made = World(home=home, settings=settings, store=store, history=History(create_key(store, "tests")), ray=cluster)
     try:
-        ray.start()
+        cluster.start(keep=keep)
         yield made
     finally:
         for member in made.members:
             member.kill()
-        ray.close()
+        cluster.close()
         store.close()
+
+
+def lives(pid: int) -> bool:
+    """Whether a process still runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def wait(what: Callable[[], bool], seconds: float = 60, told: Callable[[], Any] = lambda: "") -> None:
@@ -277,14 +312,29 @@ def wait(what: Callable[[], bool], seconds: float = 60, told: Callable[[], Any] 
         time.sleep(0.05)
 
 
-def toy_python(home: Path) -> Path:
+def undisturbed(home: Path) -> Path:
+    """Run directory of the toy sweep, driven once without any fault."""
+    run = RunDir(home / "run")
+    run.write_spec(parse_spec(toy_driver.body("undisturbed")).model_dump(mode="json"))
+    (home / "step_s").write_text("0")
+    command = [str(_toy_python(home)), "run", str(run.spec_path), "--out", str(run.root), "--attempt", "1"]
+    subprocess.run(command, check=True, timeout=60)
+    return run.root
+
+
+def _toy_python(home: Path) -> Path:
     """What the service takes for its Python: a script that runs the toy driver."""
     script = home / "python"
     lines = [
         "#!/bin/sh",
         f"export {toy_driver.HOME}={home} PYTHONPATH={_ROOT}",
-        f'exec {sys.executable} -m tests.service.faults.toy_driver "$@"',
+        f"[ -e {home}/escape ] && away='setsid -w'  # out of the reach of who kills its process group",
+        f'exec $away {sys.executable} -m tests.service.faults.toy_driver "$@"',
     ]
     script.write_text("\n".join(lines) + "\n")
     script.chmod(0o700)
     return script
+
+
+def _until(attempt: Attempt, kind: str, seconds: float) -> None:
+    wait(lambda: any(record["type"] == kind for record in read_journal(attempt)), seconds)
