@@ -104,8 +104,8 @@ class Tuner:
         except ServiceError as error:
             self._fail(job, error.code, error.detail, None)
             return
-        source = {"sweep_id": sweep.id, "checkpoint": WINNER, "model_path": path}
-        source |= {"base_path": shared_base(self._settings, path)}
+        base = shared_base(self._settings, path)
+        source = {"sweep_id": sweep.id, "checkpoint": WINNER, "model_path": path, "base_path": base}
         deployment = rows.new_deployment(job.fine_tuned_model, source, job.created_by, now, project=job.project)
         session.add(deployment)
         facts = {"name": deployment.name, "sweep": sweep.id, "checkpoint": WINNER, "model": None}
