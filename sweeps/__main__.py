@@ -184,8 +184,6 @@ def _drive(
     quiet: bool,
 ) -> None:
     _let_waiting_threads_sleep()
-    from sweeps.driver import run_attempt  # noqa: PLC0415  # lazy: torch and ray take seconds, --help must not
-
     spec = parse_spec(run_dir.read_spec(), source=str(run_dir.spec_path))
     access = _access(spec.judge, public_judge)
     if number is None and any(read_result(other) is not None for other in run_dir.attempts()):
@@ -193,7 +191,10 @@ def _drive(
     console = Console(quiet=quiet)
     console.print(f"{spec.name}: {_plan(spec)}", highlight=False)
     try:
-        with Screen(Board.of(spec.model_dump(mode="json")), console) as screen:
+        from sweeps.ray_session import ray_ahead  # noqa: PLC0415  # lazy: Ray takes a second, --help must not
+
+        with ray_ahead(ray_address, spec.parallel), Screen(Board.of(spec.model_dump(mode="json")), console) as screen:
+            from sweeps.driver import run_attempt  # noqa: PLC0415  # lazy: torch takes seconds
 
             def show(record: Record) -> None:
                 screen.take(record["type"], record["message"], record["data"])

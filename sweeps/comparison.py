@@ -27,7 +27,7 @@ from sweeps.driver import run_attempt
 from sweeps.engine import WarmEngine
 from sweeps.finals import Bases, NoWinner
 from sweeps.judges import JudgeAccess
-from sweeps.ray_session import ray_session, trials_that_fit
+from sweeps.ray_session import ray_session, room_for
 from sweeps.run_dir import Record, RunDir, read_result
 from sweeps.spec import SweepSpec
 from sweeps.stopping import Stop, stoppable
@@ -97,12 +97,10 @@ class _Comparison:
         torch.set_num_threads(1)  # as in the trials
         quiet_transformers()
         parallel = next(iter(names.values())).parallel
-        workers, failures = parallel.workers_per_trial, dict[str, str]()
-        cpus = parallel.trials * workers + (workers > 1)
-        with stoppable() as stop, ray_session(ray_address, num_cpus=cpus, multi_worker=workers > 1):
+        failures = dict[str, str]()
+        with stoppable() as stop, ray_session(ray_address, parallel):
             stop.install()  # ray.init has put its own handlers in place
-            at_once = trials_that_fit(parallel.trials, workers)
-            engine = WarmEngine(self.root / "engine", trials_at_once=at_once, workers_per_trial=workers)
+            engine = WarmEngine(self.root / "engine", room_for(parallel))
             with engine.running():  # its processes come up while we prepare
                 with self.clock.enter("preparing"):
                     self._prepare(names, stop, build_threads)

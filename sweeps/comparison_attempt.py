@@ -86,12 +86,14 @@ class Story:
         self._told_hours = _hours_told(attempt)
 
     def preparing(self, share: float, message: str) -> None:
+        """What all methods share is made."""
         if share - self._told >= 0.1 or share >= 1.0:
             self._told = share
             data = {"phase": "preparing", "progress": round(share, 3)}
             self._attempt.append("job.phase", message or "preparing", data)
 
     def take(self, method: str, record: Record) -> None:
+        """One record of a method's own journal."""
         if method != self._at:
             self.tell_hours()
             self._at = method

@@ -22,7 +22,7 @@ from sweeps.limits import Watch, budget_facts, ended_by
 from sweeps.prepare import Splits, prepare, read_inputs
 from sweeps.prepared import Facts, load_facts, sealed_for
 from sweeps.pulse import Pulse
-from sweeps.ray_session import ray_session, trials_that_fit
+from sweeps.ray_session import Room, ray_session, room_for
 from sweeps.retrainings import Retrained, Retrainings, weights_of
 from sweeps.run_dir import Attempt, Record, RunDir
 from sweeps.samplers import check_installed
@@ -108,7 +108,7 @@ class _Attempt:
         with self.clock.enter("preparing"):
             sealed, splits = self._inputs()
         # Ray comes before the slow part of preparing, so that a Ray that cannot start says so at once.
-        with self._ray() as trials_at_once, self._warm(engine, trials_at_once) as warm:
+        with self._ray() as room, self._warm(engine, room) as warm:
             with self.clock.enter("preparing"):
                 prepared, facts = self._prepare(sealed, splits)
                 for warning in facts.warnings:
@@ -174,24 +174,19 @@ class _Attempt:
         return sealed, facts
 
     @contextmanager
-    def _ray(self) -> Iterator[int]:
-        """Ray for the length of the context; the value is the number of trials that run at once."""
-        workers = self.spec.parallel.workers_per_trial
-        cpus = self.spec.parallel.trials * workers
-        # Groups of workers come on top of their Tune functions, which wait in a sliver of a core.
-        with ray_session(self.ray_address, num_cpus=cpus + (workers > 1), multi_worker=workers > 1):
+    def _ray(self) -> Iterator[Room]:
+        """Ray for the length of the context."""
+        with ray_session(self.ray_address, self.spec.parallel):
             self.stop.install()  # ray.init has put its own handlers in place
-            yield trials_that_fit(self.spec.parallel.trials, workers)
+            yield room_for(self.spec.parallel)
 
     @contextmanager
-    def _warm(self, engine: WarmEngine | None, trials_at_once: int) -> Iterator[WarmEngine]:
+    def _warm(self, engine: WarmEngine | None, room: Room) -> Iterator[WarmEngine]:
         """The engine that runs the trials: its processes start while the data is prepared."""
         if engine is not None:
             yield engine
             return
-        workers = self.spec.parallel.workers_per_trial
-        own = WarmEngine(self.attempt.path / "engine", trials_at_once=trials_at_once, workers_per_trial=workers)
-        with own.running():
+        with WarmEngine(self.attempt.path / "engine", room).running() as own:
             yield own
 
     def _retrain(self, ledger: Ledger, finalists: Sequence[Ended], engine: WarmEngine) -> dict[int, list[Retrained]]:

@@ -1,6 +1,6 @@
 """What a sweep may take and how its winner is found: budget, finals, parallel work. Light."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -71,6 +71,18 @@ class Parallel(Strict):
     trials: Annotated[int, Field(ge=1)] = 2
     workers_per_trial: Annotated[int, Field(ge=1)] = 1
     """More than 1: data-parallel workers through Ray Train, which may share the weights (train.sharding)."""
+    gpus_per_worker: Annotated[float, Field(ge=0, le=16)] | None = None
+    """What each holds of the cluster's GPUs: 1, a share of one (0.5: two trials a GPU), 0: it trains on the CPU.
+    None: 1 where Ray has GPUs that torch can use, else 0."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        share = self.gpus_per_worker or 0.0
+        if share != int(share) and (share > 1 or self.workers_per_trial > 1):
+            raise ConfigError(
+                "a share of a GPU is for trials of one worker, and below 1: use a whole number", "gpus_per_worker"
+            )
+        return self
 
 
 def check_finals(

@@ -18,6 +18,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
+from sweeps.ray_session import Room
 from sweeps.searcher import Books, StudySearcher
 from sweeps.stopping import Stop
 from sweeps.trial import run_trial
@@ -37,11 +38,10 @@ CLOSING_S = 60.0
 class WarmEngine:
     """Searches one after another. `search` is for one thread; Tune runs in another."""
 
-    def __init__(self, directory: Path, *, trials_at_once: int, workers_per_trial: int) -> None:
-        self.trials_at_once = trials_at_once
-        self.relay = Relay(directory / "wakes", trials_at_once)
+    def __init__(self, directory: Path, room: Room) -> None:
+        self.room = room
+        self.relay = Relay(directory / "wakes", room)
         self._directory = directory
-        self._workers = workers_per_trial
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._tune, name="tune", daemon=True)
 
@@ -66,7 +66,7 @@ class WarmEngine:
         try:
             check = books.attempt.check
             self._wait(self._warm(), stop, check)
-            self._wait(self.relay.begin(StudySearcher(books, self.trials_at_once)), stop, check)
+            self._wait(self.relay.begin(StudySearcher(books, self.room.trials)), stop, check)
             check()
         except BaseException:
             self.relay.abort()
@@ -80,7 +80,7 @@ class WarmEngine:
             nonlocal first_up
             resting, now = self.relay.resting, time.monotonic()
             first_up = min(first_up, now) if resting else first_up
-            return resting >= self.trials_at_once or now - first_up > WARMING_S
+            return resting >= self.room.trials or now - first_up > WARMING_S
 
         return warm
 
@@ -97,13 +97,14 @@ class WarmEngine:
             time.sleep(POLL_S)
 
     def _tune(self) -> None:
-        function = run_or_rest if self._workers == 1 else run_or_rest_workers
+        one = self.room.workers == 1
+        resources = {"CPU": 1.0, "GPU": self.room.gpus} if one else {"CPU": DRIVER_CPUS}
         tuner = tune.Tuner(
-            tune.with_resources(function, {"CPU": 1 if self._workers == 1 else DRIVER_CPUS}),
+            tune.with_resources(run_or_rest if one else run_or_rest_workers, resources),
             tune_config=tune.TuneConfig(
                 search_alg=self.relay,
                 num_samples=-1,  # the books count: somebody may extend the budget
-                max_concurrent_trials=self.trials_at_once,
+                max_concurrent_trials=self.room.trials,
                 reuse_actors=True,
                 trial_dirname_creator=_short_name,
             ),
@@ -124,11 +125,11 @@ class WarmEngine:
 class Relay(Searcher):
     """Tune's searcher: passes questions and answers to the search of the moment; slots without work rest."""
 
-    def __init__(self, wakes: Path, trials_at_once: int) -> None:
+    def __init__(self, wakes: Path, room: Room) -> None:
         super().__init__()
         self.aborted = False
         self._wakes = wakes
-        self._trials_at_once = trials_at_once
+        self._room = room
         self._lock = threading.RLock()
         self._current: StudySearcher | None = None
         self._live: dict[str, StudySearcher] = {}
@@ -181,12 +182,12 @@ class Relay(Searcher):
                 if isinstance(told, dict):
                     self._live[trial_id] = self._current
                     self._wake_next()  # where one goes on there may be work for another
-                    return told
+                    return {**told, "gpus": self._room.gpus}
                 if told is not None:
                     self._current = None
             if self._closed:
                 return str(Searcher.FINISHED)
-            if len(self._live) + len(self._rests) + len(self._woken) >= self._trials_at_once:
+            if len(self._live) + len(self._rests) + len(self._woken) >= self._room.trials:
                 return None
             self._rests[trial_id] = False
             return {"rest_until": str(self._wakes / trial_id)}

@@ -7,15 +7,19 @@ import secrets
 import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 
 from simpo.errors import SimPOError
+from sweeps.effort_spec import Parallel
 
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 """Trials share files, not objects: Ray's default of 30 % of the memory would be waste."""
+_starting = threading.Lock()
 
 
 class RayUnavailable(SimPOError):
@@ -23,30 +27,68 @@ class RayUnavailable(SimPOError):
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None, *, num_cpus: int, multi_worker: bool) -> Iterator[None]:
+def ray_session(address: str | None, parallel: Parallel) -> Iterator[None]:
     """Connect for the length of the context. Raises RayUnavailable.
 
-    With an address: connect, and leave the cluster as it was. Without: start a private Ray with its own temporary
-    directory and access token, and stop it at the end. A Ray that is there already in this process is used as it is.
+    With an address: connect, and leave the cluster as it was. Without: start a private Ray for so much at once, with
+    its own temporary directory and access token, and stop it at the end. A Ray that is there already in this process
+    is used as it is.
     """
     quiet_tune()
-    if ray.is_initialized():
+    with contextlib.ExitStack() as stack:
+        with _starting:
+            if not ray.is_initialized():
+                stack.enter_context(_own(parallel) if address is None else _joined(address))
+        yield
+
+
+@contextlib.contextmanager
+def ray_ahead(address: str | None, parallel: Parallel) -> Iterator[None]:
+    """Start the own Ray of a `ray_session` within this context while whoever will open it imports torch.
+
+    What goes wrong is the session's to say. With an address there is nothing to start, and nothing is done.
+    """
+    if address is not None:
         yield
         return
-    temporary = None
+    over = threading.Event()
+
+    def hold() -> None:
+        # Until the end: Ray's processes die with the thread that started them.
+        with contextlib.suppress(RayUnavailable), ray_session(None, parallel):
+            over.wait()
+
+    thread = threading.Thread(target=hold, name="ray-ahead")
+    thread.start()
     try:
-        if address is not None:
-            _start(address=address, log_to_driver=False)
-        else:
-            # A socket's path has at most 107 characters, and Ray adds 60 of its own to this one.
-            short = len(tempfile.gettempdir()) <= 30
-            temporary = Path(tempfile.mkdtemp(prefix="sw", dir=None if short else "/tmp"))
-            start_private(temporary, num_cpus=num_cpus, dashboard=multi_worker)
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _joined(address: str) -> Iterator[None]:
+    try:
+        _start(address=address, log_to_driver=False)
         yield
     finally:
         ray.shutdown()
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _own(parallel: Parallel) -> Iterator[None]:
+    several = parallel.workers_per_trial > 1
+    # A socket's path has at most 107 characters, and Ray adds 60 of its own to this one.
+    short = len(tempfile.gettempdir()) <= 30
+    temporary = Path(tempfile.mkdtemp(prefix="sw", dir=None if short else "/tmp"))
+    try:
+        # Groups of workers come on top of their Tune functions, which wait in a sliver of a core.
+        start_private(temporary, num_cpus=parallel.trials * parallel.workers_per_trial + several, dashboard=several)
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def start_private(temporary: Path, *, num_cpus: int, dashboard: bool) -> None:
@@ -89,14 +131,46 @@ def quiet_tune() -> None:
     }
 
 
-def trials_that_fit(wanted: int, cpus_each: int) -> int:
-    """How many trials run at once here. Raises RayUnavailable when not one fits: it would wait for ever."""
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    if cpus < cpus_each:
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What the Ray at hand has for the trials of a search."""
+
+    trials: int
+    """That run at once."""
+    workers: int
+    """Of each."""
+    gpus: float
+    """Of each worker."""
+
+
+def room_for(parallel: Parallel) -> Room:
+    """What this Ray gives of what is wanted. Raises RayUnavailable when not one trial fits: it would wait for ever."""
+    import torch  # noqa: PLC0415  # lazy: seconds in which Ray can start
+
+    held = ray.cluster_resources()
+    cuda = bool(torch.version.cuda or torch.version.hip)
+    return room_in(parallel, cpus=int(held.get("CPU", 0)), gpus=held.get("GPU", 0.0), cuda=cuda)
+
+
+def room_in(parallel: Parallel, *, cpus: int, gpus: float, cuda: bool) -> Room:
+    """The same for a cluster of that size. cuda: whether torch is built for GPUs. Raises RayUnavailable."""
+    workers, share = parallel.workers_per_trial, parallel.gpus_per_worker
+    if share is None:
+        share = 1.0 if gpus and cuda else 0.0
+    fewer = "lower parallel.workers_per_trial or add nodes"
+    if cpus < workers:
+        raise RayUnavailable(f"a trial needs {workers} CPUs, the Ray cluster has {cpus}: {fewer}")
+    if gpus < workers * share:
+        wanted = f"a trial needs {workers * share:g} GPUs, the Ray cluster has {gpus:g}"
+        raise RayUnavailable(f"{wanted}: lower parallel.gpus_per_worker, {fewer}")
+    if share and not cuda:
         raise RayUnavailable(
-            f"a trial needs {cpus_each} CPUs, the Ray cluster has {cpus}: lower parallel.workers_per_trial or add nodes"
+            "parallel.gpus_per_worker asks for GPUs, torch here is built for CPUs: install its CUDA build or ask for 0"
         )
-    return max(1, min(wanted, cpus // cpus_each))
+    fit = cpus // workers
+    if share:
+        fit = min(fit, int(gpus + 1e-9) // int(workers * share) if share >= 1 else int(gpus) * int(1 / share + 1e-9))
+    return Room(trials=max(1, min(parallel.trials, fit)), workers=workers, gpus=share)
 
 
 def _start(**arguments: object) -> None:

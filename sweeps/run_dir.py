@@ -22,6 +22,7 @@ import json
 import os
 import socket
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -275,13 +276,24 @@ class Attempt:
             raise AttemptClaimed(f"attempt {self.number} has a result already", "attempt") from error
 
 
-def read_journal(attempt: Attempt, after_seq: int = 0) -> list[Record]:
-    """The unbroken run of records after `after_seq`; a torn or missing tail ends it. Cheap to call again and again."""
-    segments = sorted(path for path in attempt.path.glob("journal/*.jsonl") if path.stem.isdecimal())
+def read_journal(attempt: Attempt, after_seq: int = 0, most: int | None = None) -> list[Record]:
+    """The unbroken run of records after `after_seq`, the first `most` of them; a torn or missing tail ends it.
+
+    Cheap to call again and again.
+    """
+    folder = attempt.path / "journal"
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+    except FileNotFoundError:
+        return []
+    segments = sorted(int(name[:-6]) for name in names if name.endswith(".jsonl") and name[:-6].isdecimal())
     # The segment that holds after_seq + 1 is the last one that starts at or before it.
-    started = [path for path in segments if int(path.stem) <= after_seq + 1]
+    first = max(bisect_right(segments, after_seq + 1) - 1, 0)
     records: list[Record] = []
-    for path in started[-1:] + segments[len(started) :]:
+    for path in (folder / f"{segment:08d}.jsonl" for segment in segments[first:]):
+        if most is not None and len(records) >= most:
+            return records[:most]
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             record = _parsed(line)
             if record is None:
@@ -291,7 +303,7 @@ def read_journal(attempt: Attempt, after_seq: int = 0) -> list[Record]:
             if record["seq"] != after_seq + len(records) + 1:
                 return records
             records.append(record)
-    return records
+    return records[:most]
 
 
 def read_heartbeat(attempt: Attempt) -> Heartbeat | None:

@@ -311,6 +311,7 @@ _LATER: Mapping[str, Any] = {
     "warm_start": [],
     "other_objectives": [],
     "train.sharding": "none",
+    "parallel.gpus_per_worker": None,
     "random_stratum": 0.0,
     "budget.total_steps": None,
     "budget.accelerator_hours": None,

@@ -18,13 +18,13 @@ DRIVER_CPUS = 0.01
 
 def run_worker_trial(config: dict[str, Any]) -> None:
     """The function that Tune calls. The last report of rank 0 is the trial's last word."""
-    assignment = Assignment.from_config(config)
+    assignment, gpus = Assignment.from_config(config), config["gpus"]
     TorchTrainer(
         _loop,
         train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if torch.cuda.is_available() else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=assignment.workers, use_gpu=torch.cuda.is_available(), resources_per_worker={"CPU": 1}
+            num_workers=assignment.workers, use_gpu=gpus > 0, resources_per_worker={"CPU": 1, "GPU": gpus}
         ),
         run_config=ray.train.RunConfig(
             # A used name would resume from a stranger's checkpoint.

@@ -21,8 +21,8 @@ POINTS = [
 """Every arm tries all of them, in the order of the grid that our own sampler shuffles."""
 BATCH = 4
 """Pairs of an optimiser step."""
-LONGEST = 128
-"""Tokens of a prompt and its longer response, at most: the rows are drawn from what fits."""
+LONGEST = 512
+"""Tokens of a prompt and its longer response, at most: nearly all rows, so lengths differ as in real sets."""
 VOCABULARY = 8000
 """Of the tokenizer; the model has the positions of its shape, as a real one has more than a small data set needs."""
 
@@ -91,7 +91,7 @@ def our_spec(directory: Path, task: Task, *, scheduler: Mapping[str, Any] | str)
         "budget": {"trials": len(POINTS), "steps": task.steps},
         "train": {"batch_pairs": BATCH, "dtype": "bfloat16"},
         "optim": {"schedule": "constant", "warmup_fraction": 0.1},
-        "tokens": {"max_length": 4 * LONGEST},
+        "tokens": {"max_length": 2 * LONGEST},
         "evaluation": {"rung_prompts": 0},
         "finals": {"candidates": 1, "prompts": 2},
         "parallel": {"trials": 2},
@@ -116,14 +116,14 @@ def _write_our_split(directory: Path, task: Task) -> None:
 
 
 def _short_rows(directory: Path) -> Iterator[dict[str, Any]]:
-    """Rows of hh_helpful that fit, shuffled; makes the base on the way, for its tokenizer decides what fits."""
+    """Rows of hh_harmless that fit, shuffled; makes the base on the way, for its tokenizer decides what fits."""
     from simpo.config import TokenPolicy  # noqa: PLC0415  # lazy: the stock arm reads tasks and must not pay for torch
     from simpo.records import load_preferences  # noqa: PLC0415  # lazy: as above
     from simpo.tokenize import tokenize_preferences  # noqa: PLC0415  # lazy: as above
     from sweeps.small_base import train_tokenizer  # noqa: PLC0415  # lazy: as above
 
-    rows = load_preferences(str(DATA / "hh_helpful_train.jsonl.gz")).rows
-    tokenizer = train_tokenizer(rows, VOCABULARY, 4 * LONGEST)
+    rows = load_preferences(str(DATA / "hh_harmless_train.jsonl.gz")).rows
+    tokenizer = train_tokenizer(rows, VOCABULARY, 2 * LONGEST)
     _save_base(directory / "base", tokenizer)
     policy = TokenPolicy(max_length=4096)
     random.Random(0).shuffle(rows)

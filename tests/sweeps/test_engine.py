@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sweeps.engine import Relay
+from sweeps.ray_session import Room
 from sweeps.run_dir import Attempt, RunDir
 from sweeps.searcher import StudySearcher
 from sweeps.trial import Assignment, Update
@@ -106,7 +107,7 @@ class Slots:
 
 def begin(tmp_path: Path, slots: int, *sizes: int) -> tuple[Slots, Generations, Callable[[], bool]]:
     (tmp_path / "wakes").mkdir()
-    relay = Relay(tmp_path / "wakes", slots)
+    relay = Relay(tmp_path / "wakes", Room(trials=slots, workers=1, gpus=0.0))
     tune = Slots(relay, slots)
     tune.fill()
     assert (tune.resting, relay.resting) == (slots, slots), "every process is warm before a search begins"

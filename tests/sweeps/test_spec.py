@@ -63,6 +63,8 @@ REFUSED = [
     ({"name": "My Sweep"}, "name", "a-z, 0-9 and -"),
     ({"optim": {"warmup_fraction": 0.9, "decay_fraction": 0.2}}, "optim.decay_fraction", "lower one"),
     ({"train": {"batch_pairs": 1}, "parallel": {"workers_per_trial": 2}}, "train.batch_pairs", "workers_per_trial"),
+    ({"parallel": {"gpus_per_worker": 0.5, "workers_per_trial": 2}}, "parallel.gpus_per_worker", "whole number"),
+    ({"parallel": {"gpus_per_worker": 1.5}}, "parallel.gpus_per_worker", "whole number"),
     ({"train": {"sharding": "full"}}, "train.sharding", "nobody to share with"),
     ({"train": {"sharding": "zero2"}, "parallel": {"workers_per_trial": 2}}, "train.sharding", "'none' or 'full'"),
     ({"dataset": 3}, "dataset", "mapping"),

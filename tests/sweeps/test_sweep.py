@@ -7,8 +7,9 @@ import pytest
 
 from simpo.checkpoint import read_manifest
 from sweeps.driver import run_attempt
+from sweeps.effort_spec import Parallel
 from sweeps.gates import FIGURES
-from sweeps.ray_session import RayUnavailable, trials_that_fit
+from sweeps.ray_session import RayUnavailable, Room, room_for
 from sweeps.run_dir import Record, RunDir, read_heartbeat, read_journal, read_result
 from sweeps.spec import parse_spec
 from sweeps.stopping import Stopped
@@ -117,6 +118,8 @@ def test_an_orphan_stops_at_the_higher_claim(tmp_path: Path, ray_cluster: str) -
 
 
 def test_a_cluster_that_cannot_hold_one_trial_is_refused(ray_cluster: str) -> None:
-    assert trials_that_fit(8, 2) == 2
+    assert room_for(Parallel(trials=8, workers_per_trial=2)) == Room(trials=2, workers=2, gpus=0.0)
     with pytest.raises(RayUnavailable, match="needs 5 CPUs, the Ray cluster has 4"):
-        trials_that_fit(1, 5)
+        room_for(Parallel(trials=1, workers_per_trial=5))
+    with pytest.raises(RayUnavailable, match=r"needs 0\.5 GPUs, the Ray cluster has 0: lower"):
+        room_for(Parallel(gpus_per_worker=0.5))

@@ -1,0 +1,87 @@
+"""Whose Ray it is, and when it ends. In a process of its own: this one has a Ray already."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sweeps.effort_spec import Parallel
+from sweeps.ray_session import RayUnavailable, Room, ray_ahead, ray_session, room_in
+from tests.house import REPO
+
+AHEAD = """
+import os, sys, tempfile, time
+from pathlib import Path
+import psutil, ray
+from sweeps.effort_spec import Parallel
+from sweeps.ray_session import ray_ahead, ray_session
+
+def homes():
+    return [each for each in Path(tempfile.gettempdir()).glob("sw*") if (each / "token").exists()]
+
+before, parallel = homes(), Parallel(trials=3)
+with ray_ahead(None, parallel):
+    with ray_session(None, parallel):
+        node = ray.get_runtime_context().get_node_id()
+        assert ray.cluster_resources()["CPU"] == 3
+        started = psutil.Process().children(recursive=True)
+    with ray_session(None, parallel):
+        assert ray.get_runtime_context().get_node_id() == node, "it outlives a session within"
+    assert len(homes()) == len(before) + 1
+assert not ray.is_initialized()
+psutil.wait_procs(started, timeout=60)
+assert not [each for each in started if each.is_running() and each.status() != "zombie"]
+assert homes() == before
+"""
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("wanted", "cpus", "gpus", "cuda", "trials", "share"),
+    [
+        ({}, 8, 0, True, 4, 0.0),
+        ({}, 8, 3, True, 3, 1.0),
+        ({}, 8, 3, False, 4, 0.0),
+        ({"gpus_per_worker": 0}, 8, 3, True, 4, 0.0),
+        ({"gpus_per_worker": 0.5}, 8, 1, True, 2, 0.5),
+        ({"gpus_per_worker": 0.3}, 8, 1, True, 3, 0.3),
+        ({"gpus_per_worker": 0.4}, 8, 2, True, 4, 0.4),
+        ({"workers_per_trial": 2}, 8, 5, True, 2, 1.0),
+        ({"workers_per_trial": 2, "gpus_per_worker": 2}, 8, 7, True, 1, 2.0),
+    ],
+)
+def test_trials_share_out_what_the_cluster_has(
+    wanted: dict[str, float], cpus: int, gpus: float, cuda: bool, trials: int, share: float
+) -> None:
+    parallel = Parallel.model_validate({"trials": 4, **wanted})
+    room = room_in(parallel, cpus=cpus, gpus=gpus, cuda=cuda)
+    assert room == Room(trials=trials, workers=parallel.workers_per_trial, gpus=share)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "cuda", "told"),
+    [
+        ({"workers_per_trial": 9}, 0, True, "needs 9 CPUs, the Ray cluster has 8"),
+        ({"gpus_per_worker": 1}, 0, True, "needs 1 GPUs, the Ray cluster has 0: lower parallel.gpus_per_worker"),
+        ({"gpus_per_worker": 1, "workers_per_trial": 4}, 3, True, "needs 4 GPUs, the Ray cluster has 3"),
+        ({"gpus_per_worker": 0.5}, 2, False, "torch here is built for CPUs"),
+    ],
+)
+def test_what_would_wait_for_ever_is_refused(wanted: dict[str, float], gpus: float, cuda: bool, told: str) -> None:
+    with pytest.raises(RayUnavailable, match=told):
+        room_in(Parallel.model_validate(wanted), cpus=8, gpus=gpus, cuda=cuda)
+
+
+def test_a_ray_started_ahead_serves_the_sessions_within_and_ends_with_the_context() -> None:
+    command = [sys.executable, "-c", AHEAD]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_ray_that_is_there_is_used_and_left(ray_cluster: str) -> None:
+    import ray  # noqa: PLC0415  # lazy: Ray starts in the fixture
+
+    with ray_ahead(None, Parallel(trials=1)), ray_session(None, Parallel(trials=1)):
+        assert ray.get_runtime_context().gcs_address
+    assert ray.is_initialized()
