@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service import edits, events
@@ -29,7 +29,7 @@ def take_records(
     session: Session, sweep: Sweep, attempt: Attempt, records: Sequence[Record], now: datetime
 ) -> None:
     """Store the records past `attempt.journal_seq`; `sweep` and `attempt` are locked and current."""
-    trials, meter = _Trials(session, sweep.id), Meter(session, sweep)
+    trials, meter = _Trials(session, sweep.id, records), Meter(session, sweep)
     for record in records:
         if record["seq"] <= attempt.journal_seq:
             continue
@@ -71,11 +71,12 @@ def note_checkpoints(session: Session, sweep_id: str, result: dict[str, Any]) ->
 
 
 class _Trials:
-    """The rows of one sweep's trials, read once and only when needed."""
+    """The rows of those of a sweep's trials that some records tell of, read once and only when needed."""
 
-    def __init__(self, session: Session, sweep_id: str) -> None:
+    def __init__(self, session: Session, sweep_id: str, records: Sequence[Record]) -> None:
         self._session = session
         self._sweep_id = sweep_id
+        self._named = {str(id) for record in records if (id := record["data"].get("trial_id"))}
         self._rows: dict[str, Trial] | None = None
 
     def apply(self, kind: str, data: dict[str, Any], attempt: int, at: datetime) -> None:
@@ -104,15 +105,15 @@ class _Trials:
 
     def _row(self, data: dict[str, Any], attempt: int, at: datetime) -> Trial:
         if self._rows is None:
-            found = self._session.scalars(select(Trial).where(Trial.sweep_id == self._sweep_id))
-            self._rows = {trial.trial_id: trial for trial in found}
+            mine = (Trial.sweep_id == self._sweep_id) & Trial.trial_id.in_(self._named)
+            self._rows = {trial.trial_id: trial for trial in self._session.scalars(select(Trial).where(mine))}
         trial_id = str(data["trial_id"])
         if trial_id not in self._rows:
             number = data.get("number")
             self._rows[trial_id] = Trial(
                 sweep_id=self._sweep_id,
                 trial_id=trial_id,
-                number=len(self._rows) if number is None else int(number),
+                number=self._how_many() if number is None else int(number),
                 attempt=attempt,
                 state=TrialState.RUNNING,
                 params={},
@@ -123,6 +124,9 @@ class _Trials:
             )
             self._session.add(self._rows[trial_id])
         return self._rows[trial_id]
+
+    def _how_many(self) -> int:
+        return self._session.scalars(select(func.count()).where(Trial.sweep_id == self._sweep_id)).one()
 
 
 def _number(value: Any) -> float | None:

@@ -33,6 +33,8 @@ STOP_S = 10.0
 """How long the passes at work may take to end."""
 _LEASE_S = 1.0  # at least; after a kill -9 the next process waits so long
 _HOUSEKEEPING_S = 3600.0
+_REST_S = 0.02  # between two passes
+_GLANCE_S = 0.1
 
 
 class Reconciler:
@@ -75,17 +77,18 @@ class Reconciler:
             _Loop(
                 name,
                 step,
+                glance,
                 store=store,
                 clock=clock,
                 metrics=metrics,
                 holder=holder,
                 interval_s=settings.reconcile_interval_s,
             )
-            for name, step in (
-                ("reconciler", self._step_sweeps),
-                ("deployments", self._step_deployments),
-                ("webhooks", self._courier.step),
-                ("datasets", self._step_datasets),
+            for name, step, glance in (
+                ("reconciler", self._step_sweeps, self._supervisor.glance),
+                ("deployments", self._step_deployments, None),
+                ("webhooks", self._courier.step, None),
+                ("datasets", self._step_datasets, None),
             )
         ]
 
@@ -146,6 +149,7 @@ class _Loop:
         self,
         name: str,
         step: Callable[[], bool],
+        glance: Callable[[], bool] | None,
         *,
         store: Store,
         clock: Clock,
@@ -155,6 +159,7 @@ class _Loop:
     ) -> None:
         self._name = name
         self._step = step
+        self._glance = glance
         self._store = store
         self._clock = clock
         self._metrics = metrics
@@ -214,6 +219,7 @@ class _Loop:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._wake.clear()
+            began = self._clock.monotonic()
             try:
                 again = self.run_once()
             except Exception:
@@ -221,4 +227,22 @@ class _Loop:
                 log.exception("%s: pass failed", self._name)
                 again = False
             if not again:
-                self._wake.wait(self._interval_s)
+                # However often somebody wakes it: half of the time belongs to the requests of this process.
+                self._stopping.wait(max(_REST_S, min(self._clock.monotonic() - began, self._interval_s)))
+                self._wait()
+
+    def _wait(self) -> None:
+        """Until it is time for the next pass, or somebody wants one; meanwhile glance at what is new."""
+        left = self._interval_s
+        pause = left if self._glance is None else _GLANCE_S
+        while left > 0 and not self._wake.wait(min(pause, left)):
+            left -= pause
+            began = self._clock.monotonic()
+            if self._glance is None or not self._renew_at:
+                continue  # only for who leads
+            try:
+                if self._leads() and self._glance():
+                    return
+            except Exception as error:
+                log.warning("%s: %s", self._name, error)
+            pause = max(_GLANCE_S, 10 * (self._clock.monotonic() - began))

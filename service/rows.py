@@ -3,7 +3,7 @@
 SQLite locks by BEGIN IMMEDIATE (Store.write), PostgreSQL by SELECT FOR UPDATE; the version in every UPDATE is the net.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -208,8 +208,13 @@ def explain(sweep: Sweep, reason: str, message: str) -> None:
         sweep.reason, sweep.message = reason, message
 
 
-def live_sweeps(session: Session) -> list[tuple[Sweep, Attempt | None]]:
-    """Everything not over, oldest first, with its open attempt: one query, whatever their number, without specs."""
+def live_sweeps(
+    session: Session, submissions: Collection[str] | None = None
+) -> list[tuple[Sweep, Attempt | None]]:
+    """Everything not over, oldest first, with its open attempt: one query, whatever their number, without specs.
+
+    `submissions`: only those whose open attempt is one of these.
+    """
     joined = (
         select(Sweep, Attempt)
         .options(defer(Sweep.spec), defer(Sweep.plan), defer(Sweep.result))
@@ -217,6 +222,8 @@ def live_sweeps(session: Session) -> list[tuple[Sweep, Attempt | None]]:
         .where(Sweep.state.in_(LIVE))
         .order_by(Sweep.created_at, Sweep.id)
     )
+    if submissions is not None:
+        joined = joined.where(Attempt.submission_id.in_(submissions))
     return [(sweep, attempt) for sweep, attempt in session.execute(joined)]
 
 
@@ -235,12 +242,15 @@ def unreleased_attempts(session: Session) -> Sequence[Attempt]:
 
 def trial_counts(session: Session, sweep_ids: Iterable[str]) -> dict[str, dict[str, int]]:
     """Trials by state, for each sweep that has any; counted in the index. Of one that is over the row says it."""
+    counts: dict[str, dict[str, int]] = {}
+    ids = list(sweep_ids)
+    if not ids:
+        return counts
     query = (
         select(Trial.sweep_id, Trial.state, func.count())
-        .where(Trial.sweep_id.in_(list(sweep_ids)))
+        .where(Trial.sweep_id.in_(ids))
         .group_by(Trial.sweep_id, Trial.state)
     )
-    counts: dict[str, dict[str, int]] = {}
     for sweep_id, state, number in session.execute(query):
         counts.setdefault(sweep_id, {})[state] = number
     return counts

@@ -1,21 +1,23 @@
 """What is seen of one attempt in one look, and what that means. No database, no network: a pure decision."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from service.clock import Clock
 from service.cluster import JobInfo
 from sweeps.run_dir import Attempt as AttemptDir
-from sweeps.run_dir import Heartbeat, Record, read_heartbeat, read_journal, read_result
+from sweeps.run_dir import Heartbeat, Record, RunDir, read_heartbeat, read_journal, read_result
 
 USER_ERROR = "USER_ERROR"
 SYSTEM_ERROR = "SYSTEM_ERROR"
 CLOSING = "job.finished"
 """The record that a driver writes after its result."""
+MOST_RECORDS = 1000
+"""Of one look, so that a driver that wrote for hours while nobody read holds up nobody else."""
 _CLOSING_S = 3.0
 _COARSE_S = 2.0  # FAT's clock, the coarsest, counts so many seconds
 _BELIEVED_S = 30.0
@@ -50,7 +52,9 @@ class Sight:
     """One look at an attempt."""
 
     records: Sequence[Record]
-    """Journal records that are not in the tables yet."""
+    """Journal records that are not in the tables yet: at most MOST_RECORDS."""
+    more: bool
+    """There are further ones: first comes what the driver wrote, then what follows from it."""
     started: bool
     """The driver has left some sign of life."""
     quiet_s: float
@@ -84,6 +88,18 @@ class Watch:
         self._beats: dict[str, tuple[int, float]] = {}
         self._results: dict[str, float] = {}
         self._journals: dict[str, _Journal] = {}
+        self._directories: dict[str, AttemptDir] = {}
+
+    def directory(self, submission_id: str, root: Callable[[], Path], attempt: int) -> AttemptDir:
+        """The attempt's part of the run directory; made once, for making a path costs more than to look there."""
+        known = self._directories.get(submission_id)
+        if known is None:
+            known = self._directories[submission_id] = RunDir(root()).attempt(attempt)
+        return known
+
+    def grown(self) -> list[str]:
+        """Submission ids of those whose journals have changed since their last look."""
+        return [name for name, journal in self._journals.items() if _changed_at(journal.path) != journal.seen[0]]
 
     def look(
         self,
@@ -99,6 +115,7 @@ class Watch:
         result = read_result(directory)
         beat = read_heartbeat(directory)
         records = self._records(submission_id, directory, after_seq)
+        more, records = len(records) > MOST_RECORDS, records[:MOST_RECORDS]
         counter = beat["counter"] if beat else 0
         now = self._clock.monotonic()
         seen, since = self._beats.get(submission_id, (-1, now))
@@ -115,6 +132,7 @@ class Watch:
         published = now if result is None else self._results.setdefault(submission_id, now)
         return Sight(
             records=records,
+            more=more,
             started=beat is not None or bool(records) or after_seq > 0 or result is not None,
             quiet_s=now - since,
             result=result,
@@ -130,6 +148,7 @@ class Watch:
         self._beats.pop(submission_id, None)
         self._results.pop(submission_id, None)
         self._journals.pop(submission_id, None)
+        self._directories.pop(submission_id, None)
 
     def _records(self, submission_id: str, directory: AttemptDir, after_seq: int) -> Sequence[Record]:
         """The journal's new records. It is not listed again while its directory's time says that nothing was added.
@@ -138,13 +157,14 @@ class Watch:
         seen found nothing more, and for no longer than a while.
         """
         now = self._clock.monotonic()
-        seen = (_changed_at(directory), after_seq)
         known = self._journals.get(submission_id)
+        path = directory.path / "journal" if known is None else known.path
+        seen = (_changed_at(path), after_seq)
         if known is None or known.seen != seen:
-            known = self._journals[submission_id] = _Journal(seen=seen, since=now)
+            known = self._journals[submission_id] = _Journal(path=path, seen=seen, since=now)
         elif known.believed_at is not None and now - known.believed_at < _BELIEVED_S:
             return ()
-        records = read_journal(directory, after_seq)
+        records = read_journal(directory, after_seq, MOST_RECORDS + 1)
         known.believed_at = now if not records and now - known.since >= _COARSE_S else None
         return records
 
@@ -153,6 +173,8 @@ class Watch:
 class _Journal:
     """What a look at a journal found."""
 
+    path: Path
+    """Its directory."""
     seen: tuple[int, int]
     """(time of the directory in ns, newest record in the tables)"""
     since: float
@@ -163,6 +185,8 @@ class _Journal:
 
 def judge(sight: Sight, *, stale_s: float, hung_s: float) -> Verdict:
     """The driver's word counts; Ray's word counts only together with a heart that stood still for `stale_s`."""
+    if sight.more and sight.failure is None:
+        return Verdict.WAIT
     if sight.result is not None:
         # The result is the success; its closing records come a moment later, and belong to the history.
         return Verdict.SUCCEEDED if sight.last_word or sight.gone else Verdict.WAIT
@@ -197,9 +221,9 @@ def words(sight: Sight, phase: str | None, *, stale_s: float, paused: bool = Fal
     return (phase or "running").upper(), _PHASES.get(phase or "", "Runs.")
 
 
-def _changed_at(directory: AttemptDir) -> int:
+def _changed_at(path: Path) -> int:
     try:
-        return os.stat(directory.path / "journal").st_mtime_ns
+        return path.stat().st_mtime_ns
     except OSError:
         return 0
 

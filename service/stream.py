@@ -45,7 +45,7 @@ class _Channel:
 class Hub:
     """All open streams of this process."""
 
-    def __init__(self, store: Store, *, poll_s: float = 0.25, heartbeat_s: float = 15.0) -> None:
+    def __init__(self, store: Store, *, poll_s: float = 0.1, heartbeat_s: float = 15.0) -> None:
         """`poll_s`: between two looks. `heartbeat_s`: silence after which a comment is sent."""
         self._store = store
         self._poll_s = poll_s

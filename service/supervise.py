@@ -4,6 +4,7 @@ Each step is observe -> decide -> act -> record, and may be cut off anywhere: th
 run directory and Ray's list, and comes to the same end.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -59,6 +60,8 @@ class Supervisor:
         self._watch = Watch(clock)
         self._pauses = Pauses(clock)
         self._paused: frozenset[str] = frozenset()
+        self._seen: tuple[frozenset[str], JobList] = (frozenset(), None)
+        """What the newest step asked Ray about (submission ids), and the answer."""
 
     def step(self) -> bool:
         """Look at everything once. True when something ended, so that another look at once is worth it."""
@@ -70,6 +73,7 @@ class Supervisor:
         jobs: JobList = {}
         if unreleased or any(attempt is not None for _, attempt in live):
             jobs = self._list()
+        self._seen = (frozenset(attempt.submission_id for _, attempt in live if attempt and attempt.submitted_at), jobs)
         for sweep, attempt in live:
             try:
                 if sweep.id in unwritten and sweep.desired == "RUN" and attempt and attempt.submitted_at:
@@ -82,6 +86,22 @@ class Supervisor:
         self._admit(live)
         for attempt in unreleased:
             self._release(attempt, jobs)
+        return ended
+
+    def glance(self) -> bool:
+        """Between two steps: take what drivers have written since. No call to Ray. True when something ended."""
+        known, jobs = self._seen
+        grown = known.intersection(self._watch.grown())
+        if not grown:
+            return False
+        with self._store.read() as session:
+            live = live_sweeps(session, grown)
+        ended = False
+        for sweep, attempt in live:
+            if attempt is None or sweep.desired != "RUN":
+                continue
+            with contextlib.suppress(SimPOError, OSError, KeyError, TypeError, ValueError):  # the next step tells
+                ended |= self._look(sweep, attempt, jobs)
         return ended
 
     def _list(self) -> JobList:
@@ -202,9 +222,10 @@ class Supervisor:
     # -- watching
 
     def _look(self, sweep: Sweep, attempt: Attempt, jobs: JobList) -> bool:
-        directory = RunDir(self._settings.run_dir(sweep.id)).attempt(attempt.n)
+        name = attempt.submission_id
+        directory = self._watch.directory(name, lambda: self._settings.run_dir(sweep.id), attempt.n)
         sight = self._watch.look(
-            attempt.submission_id, directory, after_seq=attempt.journal_seq, spec_hash=sweep.spec_hash, jobs=jobs
+            name, directory, after_seq=attempt.journal_seq, spec_hash=sweep.spec_hash, jobs=jobs
         )
         stale_s = self._settings.heartbeat_stale_s
         verdict = judge(sight, stale_s=stale_s, hung_s=self._settings.heartbeat_hung_s)
@@ -239,7 +260,7 @@ class Supervisor:
                 paused = edits.is_paused(session, row.id)
                 explain(row, *words(sight, row.phase, stale_s=stale_s, paused=paused))
         self._failpoint("after_ingest")
-        return verdict not in (Verdict.WAIT, Verdict.HUNG)
+        return sight.more or verdict not in (Verdict.WAIT, Verdict.HUNG)
 
     def _succeed(self, session: Session, row: Sweep, attempt: Attempt, sight: Sight) -> None:
         now = self._clock.now()

@@ -25,8 +25,11 @@ def fresh_database(socket_directory: Path, *, template: str = "migrated") -> str
 
 
 @contextmanager
-def private_postgres() -> Iterator[Path]:
-    """A private PostgreSQL without a network, by its socket's directory; its database `migrated` is at the head."""
+def private_postgres(*, durable: bool = False) -> Iterator[Path]:
+    """A private PostgreSQL without a network, by its socket's directory; its database `migrated` is at the head.
+
+    `durable`: it waits for the disk, as outside of tests.
+    """
     if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
         pytest.skip("needs PostgreSQL's initdb and pg_ctl in the PATH (Debian: postgresql)")
     # Its socket's path may have 107 characters at most, and root may not run it.
@@ -36,7 +39,7 @@ def private_postgres() -> Iterator[Path]:
     data = str(home / "data")
     try:
         _run(home, "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
-        start(home)
+        start(home, durable=durable)
         try:
             admin = create_engine(socket_url(home, "postgres"), isolation_level="AUTOCOMMIT")
             with admin.connect() as connection:
@@ -52,9 +55,10 @@ def private_postgres() -> Iterator[Path]:
         shutil.rmtree(home)
 
 
-def start(socket_directory: Path) -> None:
+def start(socket_directory: Path, *, durable: bool = False) -> None:
     """Start the server of that socket; returns when it answers."""
-    options = f"-c listen_addresses= -c unix_socket_directories={socket_directory} -c fsync=off"
+    fsync = "on" if durable else "off"
+    options = f"-c listen_addresses= -c unix_socket_directories={socket_directory} -c fsync={fsync}"
     log = str(socket_directory / "log")
     _run(socket_directory, "pg_ctl", "-D", str(socket_directory / "data"), "-w", "-l", log, "start", "-o", options)
 
