@@ -154,18 +154,23 @@ def _id(row: Any) -> str:
 
 
 def _values(row: Any) -> Mapping[str, Any]:
-    state = inspect(row)
-    keys = (attribute.key for attribute in state.mapper.column_attrs)
-    return {key: state.dict[key] for key in keys if key in state.dict}
+    """Its columns, without nulls: a new row does not have those yet."""
+    held = inspect(row).dict
+    return {key: held[key] for key in _columns(row) if held.get(key) is not None}
 
 
 def _before(row: Any) -> Mapping[str, Any]:
+    """The same, as they were read."""
     values = dict(_values(row))
-    for key in values:
-        gone = get_history(row, key, PassiveFlag.PASSIVE_NO_INITIALIZE).deleted
-        if gone:
-            values[key] = gone[0]
-    return values
+    for key in _columns(row):
+        history = get_history(row, key, PassiveFlag.PASSIVE_NO_INITIALIZE)
+        if history.added or history.deleted:
+            values[key] = history.deleted[0] if history.deleted else None
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _columns(row: Any) -> list[str]:
+    return [attribute.key for attribute in inspect(row).mapper.column_attrs]
 
 
 def _hash(values: Mapping[str, Any]) -> str:

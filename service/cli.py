@@ -13,6 +13,7 @@ from service.cli_data import PASSED_ON, doctor, score
 from service.cli_datasets import dataset_app
 from service.cli_edits import EDIT_COMMANDS
 from service.cli_models import deploy_app
+from service.cli_people import audit_app, keys_app, projects_app
 from service.cli_promotions import model_app, promote, promotion_app
 from service.cli_quickstart import quickstart
 from service.cli_quotas import capacity, quotas_app
@@ -89,6 +90,9 @@ app.add_typer(promotion_app, name="promotion")
 app.add_typer(model_app, name="model")
 app.add_typer(webhook_app, name="webhooks")
 app.add_typer(quotas_app, name="quotas")
+app.add_typer(keys_app, name="keys")
+app.add_typer(projects_app, name="projects")
+app.add_typer(audit_app, name="audit")
 for command in (up, down, status, quickstart, promote, chat, capacity):
     app.command()(command)
 for passed_on in (doctor, score):

@@ -7,6 +7,7 @@ import httpx
 
 from service.client_datasets import Datasets
 from service.client_edits import Edits
+from service.client_people import Audit, Keys, Projects
 from service.client_quotas import Quotas
 from service.client_webhooks import Webhooks
 
@@ -29,6 +30,11 @@ class Topics:
     """Of `service.client.Client`, which inherits them."""
 
     @property
+    def audit(self: _Calls) -> Audit:
+        """Who changed what, and who was refused."""
+        return Audit(self._send, self._pages)
+
+    @property
     def datasets(self: _Calls) -> Datasets:
         """Uploads, and what is done with them."""
         return Datasets(self._send, self._pages)
@@ -37,6 +43,16 @@ class Topics:
     def edits(self: _Calls) -> Edits:
         """Changes of a sweep that is on its way: pause, more budget, single trials."""
         return Edits(self._post, self._call, self._pages, self._sleep, self._clock)
+
+    @property
+    def keys(self: _Calls) -> Keys:
+        """API keys of the project."""
+        return Keys(self._post, self._call, self._pages)
+
+    @property
+    def projects(self: _Calls) -> Projects:
+        """Projects of the installation."""
+        return Projects(self._post, self._call, self._pages)
 
     @property
     def quotas(self: _Calls) -> Quotas:

@@ -2,7 +2,20 @@
 
 import time
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Annotated, Any, Protocol
+
+from pydantic import AwareDatetime, BeforeValidator
+
+
+def _no_number(value: Any) -> Any:
+    """Pydantic reads "0.5" and 3600 as seconds since 1970: nobody means that."""
+    if isinstance(value, int | float) or (isinstance(value, str) and "-" not in value):
+        raise ValueError("must be a time with its zone, like 2026-09-01T09:30:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_no_number)]
+"""A time in a request: RFC 3339, with a zone."""
 
 
 class Clock(Protocol):

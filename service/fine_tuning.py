@@ -112,9 +112,9 @@ def tuning(session: Session, settings: Settings, name: str, request: Request) ->
         return sweep_order(whole, lambda id: located(session, settings, id))
 
     try:
+        check_reach(session, settings, {"base_model": request.model})
         order = ordered(_AUTO_STEPS)
         order = ordered(_steps(order, request.training_file, shown["n_epochs"]))
-        check_reach(session, settings, order.spec)
     except Invalid as error:
         faults = [(_param(pointer, where), message) for pointer, message in error.errors]
         param, message = faults[0] if faults else ("", error.detail)

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from service.errors import OPENAI_PREFIXES
 from service.gate import OPEN_PATHS, UPLOADS
 from service.openapi_specs import refine
+from service.scopes import scope_of
 
 Json = dict[str, Any]
 
@@ -26,9 +27,10 @@ class DescribedAPI(FastAPI):
 
     def __init__(self, **more: Any) -> None:
         """`more`: of FastAPI's."""
+        # No redirects: they would be built from the Host header, that is, from what anybody sends.
         # Operations are named after their functions: that is what generated clients show.
         names: Json = {"title": "simpo", "version": "1", "generate_unique_id_function": lambda route: route.name}
-        super().__init__(**names, docs_url=None, redoc_url=None, **more)
+        super().__init__(**names, docs_url=None, redoc_url=None, redirect_slashes=False, **more)
 
     def openapi(self) -> Json:
         """The document; made once."""
@@ -47,6 +49,8 @@ def complete(document: Json) -> Json:
     components["headers"] = dict(_HEADERS)
     refine(schemas)
     for path, method, operation in operations(document):
+        if path not in OPEN_PATHS:
+            operation["x-scope"] = scope_of(method.upper(), path)
         operation["parameters"] = [*map(_without_null, operation.get("parameters", ())), *_conditional(path, method)]
         if not operation["parameters"]:
             del operation["parameters"]
@@ -108,10 +112,10 @@ def _errors(path: str, method: str, operation: Json) -> set[int]:
     if "requestBody" in operation or any(map(_refusable, operation.get("parameters", ()))):
         found.add(400 if path.startswith(OPENAI_PREFIXES) else 422)
     if method != "get":
-        found |= {409, 413}
+        found |= {408, 409, 413}
     if path in UPLOADS and method == "post":
         found |= {400, 415}
-    if path.startswith(("/v1/chat", "/v1/completions")):
+    if path.startswith(("/v1/chat", "/v1/completions")) or "project" in parameters:
         found.add(404)
     if "if-match" in parameters:
         found |= {412, 428}

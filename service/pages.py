@@ -65,7 +65,18 @@ def page_of(request: Request, items: Sequence[tuple[str, bytes]], query: PageQue
     if following is not None:
         again = [(k, v) for k, v in request.query_params.multi_items() if k != "after"]
         headers["link"] = f'<{request.url.path}?{urlencode([*again, ("after", following)])}>; rel="next"'
-    return conditional(request, text, f'"{hashlib.sha256(text).hexdigest()[:32]}"', headers)
+    return conditional(request, text, digest_tag(text), headers)
+
+
+def digest_tag(text: bytes) -> str:
+    """Strong tag of what has no version: of the answer itself."""
+    return f'"{hashlib.sha256(text).hexdigest()[:32]}"'
+
+
+def whole(request: Request, body: Json) -> Response:
+    """The answer to a GET of one resource that has no version."""
+    text = to_json(body, inf_nan_mode="null")
+    return conditional(request, text, digest_tag(text))
 
 
 def single(request: Request, body: Json, version: int) -> Response:

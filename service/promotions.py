@@ -43,8 +43,8 @@ def create_promotion(
     Raises Invalid (422), NotFound (404), Conflict (409): the checkpoint is not there, another promotion is at work, the
     version is in production.
     """
+    check_reach(session, settings, {"gate": wish.gate})
     gate = gate_of(wish.gate)
-    check_reach(session, settings, gate.model_dump(mode="json"), within=("gate",))
     if wish.version is None:
         assert wish.sweep is not None  # the request's own check
         found = chosen(session, settings, wish.sweep, wish.checkpoint)

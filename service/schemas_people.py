@@ -3,28 +3,18 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.auth import Caller
-from service.clock import rfc3339
+from service.clock import Moment, rfc3339
 from service.keys import KeyState, state_of
 from service.models import ApiKey
 from service.models_people import AuditEntry, Project
 from service.schemas import NAME, Json
-from service.scopes import SCOPES, held
+from service.scopes import ROLES, SCOPES, held
 
-Role = Literal["viewer", "member", "admin", "operator"]
-Scope = Literal[
-    "read",
-    "jobs:write",
-    "datasets:write",
-    "models:promote",
-    "deployments:write",
-    "inference",
-    "admin",
-    "operator",
-    "metrics",
-]
+Role = Annotated[str, Field(pattern=f"^({'|'.join(ROLES)})$")]
+Scope = Annotated[str, Field(pattern=f"^({'|'.join(SCOPES)})$")]
 MAX_GRACE_S = 30 * 24 * 3600.0
 
 
@@ -59,7 +49,7 @@ class KeyIn(BaseModel):
     scopes: Annotated[list[Scope], Field(max_length=16)] | None = None
     project: Annotated[str, Field(max_length=63)] | None = None
     """Id or name; another than the caller's for operators alone."""
-    expires_at: AwareDatetime | None = None
+    expires_at: Moment | None = None
     """When it ends by itself; null: it does not."""
 
 

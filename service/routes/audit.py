@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 from pydantic_core import to_json
 from sqlalchemy import Select, select
 from starlette.responses import Response, StreamingResponse
 
+from service.clock import Moment
 from service.context import CallerDep, ContextDep, bearer
 from service.keys import project_for
 from service.models_people import AuditEntry
@@ -21,6 +22,7 @@ from service.store import Store
 router = APIRouter(prefix="/v1/audit", tags=["audit"], dependencies=[bearer], responses=PROBLEMS)
 
 LINES = "application/x-ndjson"
+_LINE = {"type": "string", "description": "AuditOut as JSON, one a line"}
 _AT_ONCE = 500
 """Rows of an export in memory."""
 
@@ -36,9 +38,9 @@ class AuditQuery(PageQuery):
     """Method and route, e.g. POST /v1/sweeps."""
     outcome: Literal["done", "refused"] | None = None
     request_id: Annotated[str, Field(max_length=64)] | None = None
-    since: AwareDatetime | None = None
+    since: Moment | None = None
     """From this time on."""
-    until: AwareDatetime | None = None
+    until: Moment | None = None
     """Before this time."""
     project: Annotated[str, Field(max_length=63)] | None = None
     """Id or name; another than the caller's for operators alone."""
@@ -46,7 +48,7 @@ class AuditQuery(PageQuery):
     """jsonl: all of it, one JSON object a line, as with Accept: application/x-ndjson. Pages do not count then."""
 
 
-@router.get("", responses={200: {"model": PageOf[AuditOut]}})
+@router.get("", responses={200: {"model": PageOf[AuditOut], "content": {LINES: {"schema": _LINE}}}})
 def list_audit(
     request: Request, context: ContextDep, caller: CallerDep, query: Annotated[AuditQuery, Query()]
 ) -> Response:

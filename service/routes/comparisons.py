@@ -18,7 +18,7 @@ from service.models import COMPARISON, Sweep
 from service.orders import comparison_order, plan_of
 from service.pages import etag, page
 from service.quotas import check_quota, in_line
-from service.reach import check_reach
+from service.reach import check_reach, check_warm_start
 from service.routes.sweeps import (
     PLANNED,
     PROBLEMS,
@@ -55,8 +55,9 @@ def create_comparison(
 ) -> Response:
     """Ask for a comparison, or with validate_only for the plan of each method."""
     with context.store.read() as session:
+        check_reach(session, context.settings, body.root)
         order = comparison_order(body.root, lambda dataset_id: located(session, context.settings, dataset_id))
-        check_reach(session, context.settings, order.spec)
+        check_warm_start(session, order.spec)
         if query.validate_only:
             check_quota(session, context.settings, caller.project, order)
             rows.check_name(session, order, caller.project)

@@ -35,8 +35,8 @@ def create_evaluation(
     """Compare a checkpoint with a model's champion, or with its own base. Nothing is promoted by it."""
 
     def effect(session: Session, now: datetime) -> Answer:
+        check_reach(session, context.settings, {"gate": body.gate})
         gate = gate_of(body.gate)
-        check_reach(session, context.settings, gate.model_dump(mode="json"), within=("gate",))
         found = chosen(session, context.settings, body.sweep, body.checkpoint)
         sweep = session.get_one(Sweep, body.sweep)
         candidate = Contender(chosen=found, label=f"{sweep.name}, {found.checkpoint}")

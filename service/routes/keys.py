@@ -5,9 +5,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
+from pydantic_core import to_json
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from service import keys
 from service.auth import Caller
@@ -15,7 +16,7 @@ from service.context import CallerDep, Context, ContextDep, IdempotencyKey, bear
 from service.idempotency import Answer
 from service.keys import KeyState
 from service.models import ApiKey
-from service.pages import PageQuery, page
+from service.pages import PageQuery, digest_tag, page, whole
 from service.routes.sweeps import PROBLEMS
 from service.schemas import PageOf
 from service.schemas_people import KeyIn, KeyOut, MeOut, RotateIn, key_json, me_json
@@ -35,12 +36,12 @@ class KeyQuery(PageQuery):
 
 
 @me.get("", responses={200: {"model": MeOut}})
-def who_am_i(caller: CallerDep) -> Response:
+def who_am_i(request: Request, caller: CallerDep) -> Response:
     """The key that asks: its project, role and scopes."""
-    return JSONResponse(me_json(caller))
+    return whole(request, me_json(caller))
 
 
-@router.post("", status_code=201, responses={201: {"model": KeyOut}})
+@router.post("", status_code=201, responses={201: {"model": KeyOut}, 404: {}})
 def create_key(
     request: Request, body: KeyIn, context: ContextDep, caller: CallerDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
@@ -59,8 +60,9 @@ def create_key(
             caller=caller,
             now=now,
         )
-        headers = {"location": f"/v1/keys/{row.id}"}
-        return Answer(status=201, body=key_json(row, now), headers=headers, once={"key": secret.key})
+        shown = key_json(row, now)
+        headers = {"location": f"/v1/keys/{row.id}", "etag": digest_tag(to_json(shown))}
+        return Answer(status=201, body=shown, headers=headers, once={"key": secret.key})
 
     posts = context.within(project).posts
     return posts.run(request.url.path, body.model_dump(mode="json"), idempotency_key, caller, effect)
@@ -93,10 +95,10 @@ def list_keys(
 
 
 @router.get("/{key_id}", responses={200: {"model": KeyOut}})
-def get_key(key_id: str, context: ContextDep, caller: CallerDep) -> Response:
+def get_key(request: Request, key_id: str, context: ContextDep, caller: CallerDep) -> Response:
     """One key; a revoked one too."""
     with _looking_after(context, caller, key_id).store.read() as session:
-        return JSONResponse(key_json(keys.find(session, key_id), context.clock.now()))
+        return whole(request, key_json(keys.find(session, key_id), context.clock.now()))
 
 
 @router.post("/{key_id}/rotate", status_code=201, responses={201: {"model": KeyOut}})

@@ -23,7 +23,7 @@ from service.models import Sweep
 from service.orders import Lookup, plan_of, run_order, sweep_order
 from service.pages import PageQuery, conditional, etag, page_of, single, states_in, words_of
 from service.quotas import check_quota, in_line, line_words
-from service.reach import check_reach
+from service.reach import check_reach, check_warm_start
 from service.rows import Order
 from service.schemas import Json, PageOf, PlanOut, Problem, RunBody, SweepBody, SweepOut, sweep_json
 from service.shown import Shown
@@ -191,8 +191,9 @@ def _create(
     query: CreateQuery,
 ) -> Response:
     with context.store.read() as session:
+        check_reach(session, context.settings, body)
         order = parse(body, lambda dataset_id: located(session, context.settings, dataset_id))
-        check_reach(session, context.settings, order.spec)
+        check_warm_start(session, order.spec)
     if query.validate_only:
         with context.store.read() as session:
             check_quota(session, context.settings, caller.project, order)

@@ -31,8 +31,8 @@ def test_what_no_line_names_needs_admin() -> None:
 
 
 def test_roles_are_sets_of_scopes_and_scopes_narrow_them() -> None:
-    assert held(None, None) is None and held("viewer", None) == {"read", "inference"}
-    assert held("member", ["read", "admin"]) == {"read"}, "narrowed, never widened"
+    assert held(None, None) is None and held("viewer", None) == frozenset({"read", "inference"})
+    assert held("member", ["read", "admin"]) == frozenset({"read"}), "narrowed, never widened"
     assert allows(held("admin", None), "models:promote") and not allows(held("admin", None), "operator")
     assert allows(None, "operator") and not allows(held("member", None), "models:promote")
 
