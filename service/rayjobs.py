@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 _OVER = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 _ID = re.compile(r"[a-z][a-z0-9-]{0,39}")
 _PLAIN = re.compile(r"[A-Za-z0-9_./ =-]+")  # nothing that any shell reads as more than itself
-_KEEP = timedelta(hours=1)  # a finished RayJob, for people to look at
+_KEEP = timedelta(minutes=15)  # a finished RayJob, for people to look at; every list reads it again
 _FORGET_AT_ONCE = 20
 _LOG_TAIL = 4000
 

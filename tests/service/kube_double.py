@@ -78,7 +78,7 @@ class KubeDouble:
     def now(self) -> datetime:
         """Time by this server's clock."""
         passed = (time.monotonic() - self._began) * self._speed
-        return datetime(2026, 9, 1, 9, 0, tzinfo=UTC) + timedelta(seconds=passed)
+        return datetime(2026, 9, 1, 9, 30, tzinfo=UTC) + timedelta(seconds=passed)
 
     def skip(self, seconds: float) -> None:
         """This server's clock moves on at once."""
