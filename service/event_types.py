@@ -84,10 +84,16 @@ EVENT_TYPES: Mapping[str, str] = {
 }
 
 
+def known_patterns() -> list[str]:
+    """All that a webhook may ask for."""
+    told = [kind for kind in EVENT_TYPES if is_told(kind)]
+    return ["*", *sorted({kind.partition(".")[0] + ".*" for kind in told}), *told]
+
+
 def unknown_patterns(patterns: Iterable[str]) -> list[str]:
     """Those that no event could ever match."""
-    told = [kind for kind in EVENT_TYPES if is_told(kind)]
-    return [pattern for pattern in patterns if not any(matches([pattern], kind) for kind in told)]
+    known = set(known_patterns())
+    return [pattern for pattern in patterns if pattern not in known]
 
 
 def matches(patterns: Sequence[str], kind: str) -> bool:

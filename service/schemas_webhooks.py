@@ -5,12 +5,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.clock import rfc3339
+from service.event_types import known_patterns
 from service.models_webhooks import Webhook, WebhookDelivery
 from service.outbox import AT_ONCE
 from service.schemas import Json
 from service.states import DeliveryState
-from service.webhook_url import MAX_URL
+from service.webhook_url import MAX_URL, URL_FORM
 from service.webhook_wire import message_id
+
+Pattern = Annotated[str, Field(max_length=40, json_schema_extra=lambda schema: schema.update(enum=known_patterns()))]
 
 
 class WebhookIn(BaseModel):
@@ -18,9 +21,9 @@ class WebhookIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    url: Annotated[str, Field(max_length=MAX_URL)]
+    url: Annotated[str, Field(max_length=MAX_URL, json_schema_extra={"pattern": URL_FORM})]
     """https, of the public internet, port 443 or 8443."""
-    events: Annotated[list[Annotated[str, Field(max_length=40)]], Field(min_length=1, max_length=100)]
+    events: Annotated[list[Pattern], Field(min_length=1, max_length=100)]
     """Types of events; `trial.*` stands for all that begin so, `*` for all."""
     description: Annotated[str, Field(max_length=200)] = ""
     """For people."""

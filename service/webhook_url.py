@@ -11,6 +11,8 @@ from sweeps.judges_reach import is_public
 PORTS = (443, 8443)
 """Where a webhook may listen: no way into a database or a mail server behind somebody's firewall."""
 MAX_URL = 2000
+URL_FORM = r"^https?://[A-Za-z0-9.:\[\]-]+([/?][!-~]*)?$"
+"""What the OpenAPI document says of it: wider than what is allowed, which is no matter of form alone."""
 
 # RFC 3986 without user, fragment and what parsers read differently: backslash, space, control, whatever is not ASCII.
 _URL = re.compile(
