@@ -12,6 +12,7 @@ from service.models_people import AuditEntry
 from service.models_quotas import Usage
 from service.settings import Settings
 from tests.service.conftest import Plane, make_plane
+from tests.service.test_edits import answer, started
 
 ALIKE = {"concurrent_sweeps": None, "concurrent_trials": None, "accelerator_hours": None}
 
@@ -140,6 +141,15 @@ def test_hours_asked_for_are_promised(roomy: Plane) -> None:
     assert "more than its project has left" in roomy.sweep(large)["message"]
     told = _quotas(roomy)
     assert (told["promised_hours"], told["left"]["accelerator_hours"], told["waiting"]) == (9.0, 1.0, 1)
+
+
+def test_a_larger_budget_is_a_larger_promise(roomy: Plane) -> None:
+    _set(roomy, accelerator_hours=10)
+    sweep_id, driver = started(roomy)
+    assert _quotas(roomy)["promised_hours"] == 0.0
+    answer(driver.attempt, 1, "extend", edit={"action": "extend", "accelerator_hours": 4})
+    roomy.turn()
+    assert roomy.sweep(sweep_id)["state"] == "RUNNING" and _quotas(roomy)["promised_hours"] == pytest.approx(4, abs=0.01)
 
 
 def test_quotas_are_shown_set_and_noted(roomy: Plane) -> None:
