@@ -12,6 +12,7 @@ from service.models import COMPARISON, EVALUATION, Sweep, Trial
 from service.settings import Settings
 from service.states import State
 
+_ADAPTER = "adapter/adapter_model.safetensors"  # as simpo.checkpoint and PEFT call it
 WINNER = "winner"
 BASE = "base"
 
@@ -67,7 +68,9 @@ def shared_base(settings: Settings, path: str) -> str | None:
         return None
     try:
         manifest = json.loads((Path(path) / "manifest.json").read_text())
-        base = manifest["base"]["source"] if "lora" in manifest else None
+        # A soup of adapters keeps their recipe, and holds whole weights.
+        holds = "lora" in manifest and _ADAPTER in manifest["files"]
+        base = manifest["base"]["source"] if holds else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return base if isinstance(base, str) and (Path(base) / "config.json").is_file() else None

@@ -59,15 +59,19 @@ def test_an_adapter_is_served_by_its_bases_replicas(plane: Plane, won: str) -> N
     base.mkdir(parents=True)
     (base / "config.json").write_text("{}")
     checkpoint = plane.settings.run_dir(won) / "attempts/1/trials/trl_0001/checkpoint"
-    manifest = {"lora": {"rank": 4}, "base": {"hash": "0", "source": str(base)}}
-    for name, text in (("shared", json.dumps(manifest)), ("own", "{}"), ("odd", "[]"), ("none", None)):
+    soup = {"lora": {"rank": 4}, "base": {"hash": "0", "source": str(base)}, "files": {"model.safetensors": "0"}}
+    trial = {**soup, "files": {"adapter/adapter_model.safetensors": "0"}}
+    for name, text in (
+        *(("shared", json.dumps(trial)), ("soup", json.dumps(soup))),
+        *(("own", "{}"), ("odd", "[]"), ("none", None)),
+    ):
         (checkpoint / "manifest.json").unlink(missing_ok=True)
         if text is not None:
             (checkpoint / "manifest.json").write_text(text)
         assert deploy(plane, won, name).status_code == 202
     plane.turn()
     bases = {d.name: d.base for d in plane.deployer.declared.values()}
-    assert bases == {"shared": str(base), "own": None, "odd": None, "none": None}
+    assert bases == {"shared": str(base), "soup": None, "own": None, "odd": None, "none": None}
 
 
 def test_base_and_trials_can_be_chosen(plane: Plane, won: str) -> None:

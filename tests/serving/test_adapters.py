@@ -173,6 +173,15 @@ def forget_adapter(directory: Path) -> None:
     (directory / "manifest.json").write_text(json.dumps(manifest))
 
 
+def mix(directory: Path) -> None:
+    """A soup keeps the recipe of its adapters."""
+    manifest = json.loads((directory / "manifest.json").read_text())
+    for path in (directory / "adapter").iterdir():
+        path.unlink()
+        del manifest["files"][f"adapter/{path.name}"]
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -180,6 +189,7 @@ def forget_adapter(directory: Path) -> None:
         (plant_pickle, "adapter.bin"),
         (swap_base, "was trained beside another base"),
         (forget_adapter, "holds whole weights, not an adapter"),
+        (mix, "holds whole weights, not an adapter"),
     ],
 )
 def test_a_bad_version_is_refused_and_the_one_before_answers_on(
@@ -226,6 +236,8 @@ def test_no_request_of_2000_gets_another_model_while_versions_roll(
         shelf.declare({name: source(adapters.saved(numbers[name, r]), r) for name, r in revision.items()})
 
     declare()
+    declared = dict(revision)  # what every request from now on must find, or something newer
+    one_roll = asyncio.Lock()
     draw, wrong, seen = Random(0), [], set()
     todo = [(draw.choice(NAMES), draw.randrange(len(PROMPTS))) for _ in range(REQUESTS)]
     rolls = iter([name for _ in range(VERSIONS - 1) for name in NAMES])
@@ -236,16 +248,18 @@ def test_no_request_of_2000_gets_another_model_while_versions_roll(
         while todo:
             name, which = todo.pop()
             body = {"model": name, "prompt": PROMPTS[which], "temperature": 0, "max_tokens": TOKENS}
-            earliest = revision[name]
+            earliest = declared[name]
             answer = (await client.post("/v1/completions", json=body)).json()
             served = int(answer["system_fingerprint"].removeprefix("rev-"))
             text = answer["choices"][0]["text"]
             seen.add((name, served))
             if text != expected[name, served][which] or not earliest <= served <= revision[name]:
-                wrong.append((name, served, text))
+                wrong.append((name, served, earliest, text, expected[name, served][which]))
             if next(done) % roll_every == 0 and (rolling := next(rolls, None)) is not None:
-                revision[rolling] += 1
-                await asyncio.get_running_loop().run_in_executor(None, declare)
+                async with one_roll:
+                    revision[rolling] += 1
+                    await asyncio.get_running_loop().run_in_executor(None, declare)
+                    declared[rolling] = revision[rolling]
 
     async def crowd() -> None:
         transport = httpx.ASGITransport(app=app)

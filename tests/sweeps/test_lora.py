@@ -1,11 +1,15 @@
 """Trials that train adapters: one frozen base for all, rungs without a copy of it, a winner that anybody can serve."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 import torch
 
+from service.serving.engines.base import Sampling, Turn
 from service.serving.engines.transformers import TransformersEngine
+from service.settings import Settings
+from service.winners import shared_base
 from simpo.checkpoint import ADAPTER, read_manifest
 from simpo.errors import ConfigError
 from simpo.model import load_model
@@ -91,6 +95,24 @@ def test_a_finalist_is_an_ordinary_model_that_measures_the_same(
     engine = TransformersEngine.load(final)
     engine.warm_up()
     engine.close()
+
+
+def test_a_finalist_says_the_same_beside_its_base(bench: Workbench, place: Path, tmp_path: Path) -> None:
+    final = str(_trial(bench, place, tmp_path)[-1].checkpoint)
+    base = read_manifest(final)["base"]["source"]
+    assert Path(base).is_absolute() and shared_base(Settings(), final) == base, "its deployment shares the base"
+    answers = []
+    for engine in (TransformersEngine.load(final), TransformersEngine.load(base, adapters=True)):
+        model = engine if not answers else engine.adapted(final)
+        answers.append(asyncio.run(_greedy(model)))
+        engine.close()
+    assert answers[0] == answers[1] != ""
+
+
+async def _greedy(engine: TransformersEngine) -> str:
+    sampling = Sampling(max_new_tokens=12, temperature=0)
+    prompt = engine.encode_chat([Turn(role="user", content="Upper case: tiger")])
+    return "".join([piece.text async for piece in engine.stream(prompt, sampling)])
 
 
 def test_a_layer_that_the_model_lacks_is_told_before_the_search(place: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class Routing:
 
         Raises CheckpointError: it has none, belongs to another base, or has other layers than the base.
         """
-        if "lora" not in manifest:
+        if "lora" not in manifest or f"{ADAPTER}/{WEIGHTS}" not in manifest["files"]:
             raise CheckpointError(f"{directory} holds whole weights, not an adapter: deploy it by itself")
         if manifest.get("base", {}).get("hash") != self.base_hash:
             raise CheckpointError(f"{directory} was trained beside another base: deploy it by itself")
