@@ -23,6 +23,7 @@ from service.events import TOLD
 from service.examine import Doctor
 from service.gate import Gate
 from service.gauges import Gauges
+from service.hardening import check_production
 from service.housekeeping import Housekeeping
 from service.idempotency import Posts
 from service.kube import cluster_api
@@ -99,8 +100,9 @@ def create_app(
         failpoint: called at named places of writes; tests end the process there.
 
     Raises:
-        ConfigError: settings that cannot be honoured.
+        ConfigError: settings that cannot be honoured, or are weak in production.
     """
+    check_production(settings)
     clock = clock or SystemClock()
     store = store or Store(settings.database_url)
     oidc = oidc or oidc_of(settings, clock)
@@ -155,8 +157,8 @@ def create_app(
         app.include_router(router)
     if settings.proxy_models:
         app.include_router(inference.router)
-    return app
         app.include_router(try_page.router)
+    return app
 
 
 @asynccontextmanager
@@ -226,7 +228,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return _answer(request, NotFound(f"There is nothing at {request.url.path}."))
     if error.status_code == 400:  # the framework's word for a body whose bytes are no text
-        return _answer(request, invalid([("", "the body is not JSON: it must be UTF-8")]))
+        return _answer(request, invalid([("", "the body is not JSON: it must be UTF-8, and not nested too deep")]))
     headers = {**(error.headers or {}), **({"allow": _allowed(request)} if error.status_code == 405 else {})}
     answer = ServiceError(str(error.detail), code=f"http_{error.status_code}", headers=headers)
     answer.status = error.status_code

@@ -99,13 +99,14 @@ class Client(Topics):
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        connect: Callable[..., Any] = httpx.Client,
     ) -> None:
         """`url`: origin of the service, without /v1. `attempts`: tries per call, 0.25 s, 0.5 s, 1 s ... apart."""
         self.url = url.rstrip("/")
         self._attempts = attempts
         self._sleep = sleep
         self._clock = clock
-        self._http = httpx.Client(
+        self._http = connect(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"},
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 5.0)),
@@ -321,7 +322,7 @@ class Client(Topics):
         for attempt in range(1, self._attempts + 1):
             pause_s = 0.25 * 2 ** (attempt - 1)
             try:
-                response = self._http.request(method, path, **request)
+                response: httpx.Response = self._http.request(method, path, **request)
                 _raise_for_status(response)
                 return response
             except httpx.TransportError as error:

@@ -2,10 +2,12 @@
 
 import re
 import shutil
+import unicodedata
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -23,13 +25,16 @@ from service.uploads import Received
 KEPT = timedelta(hours=24)
 """How long the file of a deleted dataset stays."""
 
+_SLASHES = str.maketrans(dict.fromkeys("\u2044\u2215\u29f8\u2216\u29f5", "/"))
 _FILENAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,200}")
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".gz", ".json", ".ndjson")
 
 
 def checked_filename(filename: str) -> str:
     """A name for people. Raises Invalid (422) for one that could be meant as a path, or as another kind of file."""
-    if not _FILENAME.fullmatch(filename) or filename in (".", ".."):
+    # Others may decode it once more, or in another alphabet: what then holds a slash is no plain name here either.
+    read = unicodedata.normalize("NFKC", unquote(unquote(filename))).translate(_SLASHES)
+    if not all(_FILENAME.fullmatch(name) for name in (filename, read)) or filename in (".", ".."):
         raise invalid([("/filename", "must be a plain file name: no slashes, backslashes or control characters")])
     if "." in filename and not filename.lower().endswith(_SUFFIXES):
         raise invalid([("/filename", f"{filename!r}: upload JSON lines, .jsonl or .jsonl.gz")])

@@ -20,11 +20,12 @@ from service.clock import Clock
 from service.errors import Conflict, NotFound, illegal_transition, invalid, pointer_of
 from service.models import Sweep, Trial
 from service.models_edits import SweepEdit
+from service.plain_types import check_types
 from service.rows import lock_sweep, no_such
 from service.settings import Settings
 from service.states import LIVE, TRIAL_OVER, EditState, allowed_verbs
 from service.store import Store
-from sweeps.control import APPLIED, parse_edit
+from sweeps.control import APPLIED, EDITS, parse_edit
 from sweeps.faults import SpecError
 from sweeps.run_dir import Record, RunDir, RunDirError, UnwritableRunDir
 
@@ -43,6 +44,7 @@ def checked_edit(action: str, body: Mapping[str, Any], trial_id: str | None = No
         values: dict[str, Any] = parse_edit({**body, **path}).model_dump(mode="json")
     except SpecError as error:
         raise invalid([(pointer_of(field.split(".")) if field else "", text) for field, text in error.faults]) from None
+    check_types(EDITS[action], body)
     return values
 
 

@@ -86,6 +86,16 @@ class Stale(ServiceError):
     status, code = 412, "etag_mismatch"
 
 
+class TooSlow(ServiceError):
+    """The body did not come: the connection is for others."""
+
+    status, code, retryable = 408, "body_too_slow", True
+
+    def __init__(self, detail: str, **kw: Any) -> None:
+        super().__init__(detail, **kw)
+        self.headers = {"connection": "close", **self.headers}
+
+
 class TooLarge(ServiceError):
     status, code = 413, "body_too_large"
 

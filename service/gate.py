@@ -3,10 +3,12 @@
 Default deny by construction: what is not on the short list below needs a key, whatever routes are added later.
 """
 
+import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
@@ -15,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.audit import Asked, plain_path
 from service.bearers import Authenticates
-from service.errors import Forbidden, ServiceError, TooLarge, Unauthorized, as_service_error, render
+from service.errors import Forbidden, ServiceError, TooLarge, TooSlow, Unauthorized, as_service_error, render
 from service.scopes import allows, scope_of
 from service.uploads import too_large
 
@@ -38,8 +40,13 @@ class Gate:
         authenticator: Authenticates,
         max_upload: int = MAX_BODY,
         refused: Callable[[Asked], None] = lambda asked: None,
+        patience_s: float = 30.0,
     ) -> None:
-        """`max_upload`: bytes of a file. `refused`: told of requests that lack a right."""
+        """`max_upload`: bytes of a file. `refused`: told of requests that lack a right.
+
+        `patience_s`: for a whole body, and for each next piece of an upload.
+        """
+        self._patience_s = patience_s
         self._app = app
         self._authenticator = authenticator
         self._max_upload = max_upload
@@ -68,7 +75,8 @@ class Gate:
             if scope["method"] == "POST" and scope["path"] in UPLOADS:
                 body = self._upload(headers, receive)
             else:
-                body = await _whole_body(scope, headers, receive)
+                async with _patience(self._patience_s):
+                    body = await _whole_body(scope, headers, receive)
             await self._app(scope, body, send_with_id)
         except Exception as error:
             answer = as_service_error(error)
@@ -84,13 +92,15 @@ class Gate:
 
     def _upload(self, headers: Headers, receive: Receive) -> Receive:
         """The body as it comes; raises TooLarge where it passes the limit, at once where it says so beforehand."""
-        if int(headers.get("content-length") or 0) > self._max_upload + _FORM:
+        if _length(headers) > self._max_upload + _FORM:
             raise too_large(self._max_upload, "as sent")
-        come = 0
+        come, more = 0, True
 
         async def counted() -> Message:
-            nonlocal come
-            message = await receive()
+            nonlocal come, more
+            async with _patience(self._patience_s if more else None):
+                message = await receive()
+            more = bool(message.get("more_body"))
             come += len(message.get("body", b""))
             if come > self._max_upload + _FORM:
                 raise too_large(self._max_upload, "as sent")
@@ -136,7 +146,7 @@ async def _whole_body(scope: Scope, headers: Headers, receive: Receive) -> Recei
     """The body, read up to the limit and given on at once; raises TooLarge beyond it."""
     if scope["method"] in ("GET", "HEAD", "OPTIONS"):
         return receive
-    if int(headers.get("content-length") or 0) > MAX_BODY:
+    if _length(headers) > MAX_BODY:
         raise _too_large()
     chunks: list[bytes] = []
     more = True
@@ -149,6 +159,22 @@ async def _whole_body(scope: Scope, headers: Headers, receive: Receive) -> Recei
         if sum(map(len, chunks)) > MAX_BODY:
             raise _too_large()
     return _first({"type": "http.request", "body": b"".join(chunks), "more_body": False}, receive)
+
+
+@asynccontextmanager
+async def _patience(seconds: float | None) -> AsyncIterator[None]:
+    """Raises TooSlow (408): whoever sends a byte a minute holds nothing of ours for long."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise TooSlow(f"The body did not come within {seconds} s.") from None
+
+
+def _length(headers: Headers) -> int:
+    """As said beforehand; 0 where nothing, or nothing sensible, was said: bytes are counted as they come."""
+    said = headers.get("content-length") or ""
+    return int(said[:20]) if said.isdecimal() else 0
 
 
 def _first(message: Message, receive: Receive) -> Receive:

@@ -91,13 +91,15 @@ def _describe_answers(document: Json, path: str, method: str, operation: Json) -
     if any(parameter["name"] == "stream" for parameter in operation.get("parameters", ())):
         text = {"schema": {"description": "Server-sent events; `data` is an item of the list, as JSON."}}
         told["200"]["content"]["text/event-stream"] = text
-    shape = _error_content(path)
+    shared = document["components"].setdefault("responses", {})
     more = {int(code) for code in operation["responses"] if code.isdecimal() and code not in (*told, "422")}
     for status in sorted(_errors(path, method, operation) | more):
-        headers = _refs(*_ERROR_HEADERS.get(status, ()))
-        told[str(status)] = {"description": HTTPStatus(status).phrase, "content": shape, "headers": headers}
+        name = f"{'OpenAI' if path.startswith(OPENAI_PREFIXES) else 'Problem'}{status}"
+        shared[name] = _error(path, status)
+        told[str(status)] = {"$ref": f"#/components/responses/{name}"}
     for answer in told.values():
-        answer["headers"] = {**answer["headers"], **_refs("x-request-id")}
+        if "$ref" not in answer:
+            answer["headers"] = {**answer["headers"], **_refs("x-request-id")}
     operation["responses"] = dict(sorted(told.items()))
 
 
@@ -166,11 +168,15 @@ def _schema_name(answer: Json) -> str:
     return str(schema.get("$ref", "")).rpartition("/")[2]
 
 
-def _error_content(path: str) -> Json:
+def _error(path: str, status: int) -> Json:
     kind, name = "application/problem+json", _PROBLEM
     if path.startswith(OPENAI_PREFIXES):
         kind, name = "application/json", _OPENAI_ERROR
-    return {kind: {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+    return {
+        "description": HTTPStatus(status).phrase,
+        "content": {kind: {"schema": {"$ref": f"#/components/schemas/{name}"}}},
+        "headers": _refs(*_ERROR_HEADERS.get(status, ()), "x-request-id"),
+    }
 
 
 def _without_null(parameter: Json) -> Json:

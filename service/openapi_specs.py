@@ -7,6 +7,7 @@ before it asks. A line that is not true is found by `tests/service/test_contract
 from collections.abc import Mapping
 from typing import Any
 
+from simpo.config import MAX_TEMPLATE
 from simpo.methods import METHODS
 from sweeps.constraints import PROBES
 from sweeps.gates import FIGURES
@@ -16,18 +17,30 @@ Json = dict[str, Any]
 _WORD = {"type": "string"}
 _RATE = r"^\s*(<=|>=)\s*-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?\s*$"
 _RULE = r"^\s*(<=|>=|<|>)\s*-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?\s*$"
+_HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:\S+)?"
+_MODEL = f"^(practice|/.+|{_HUB_ID})$"
+_DATA = f"^(practice|dst_[0-9a-z]+|/.+|{_HUB_ID})$"
 _POSITIVE = {"exclusiveMinimum": 0}
 _SHARE = {"minimum": 0, "maximum": 1}
 
 
 def refine(schemas: dict[str, Json]) -> None:
-    """Complete the components, in place. What a later version no longer has is passed over."""
-    for name in ("SweepSpec", "RunSpec", "ComparisonSpec"):
-        _refine_job(schemas[name]["properties"])
-    _refine_shorthands(schemas)
+    """Complete the components of the document, in place."""
+    refine_specs(schemas)
     for name in ("EvaluationIn", "PromotionIn"):
         _refine_gate(schemas[name]["properties"]["gate"]["anyOf"][1]["properties"]["conditions"])
     schemas["ExtendBody"]["minProperties"] = 1
+    schemas["WebhookIn"]["properties"]["url"]["pattern"] = "^https?://"
+
+
+def refine_specs(schemas: dict[str, Json]) -> None:
+    """Complete those of sweeps, runs and comparisons, in place. What a later version no longer has is passed over."""
+    for name in ("SweepSpec", "RunSpec", "ComparisonSpec"):
+        _refine_job(schemas[name]["properties"])
+    _refine_shorthands(schemas)
+    for kind in schemas["LoraConfig"]["properties"]["targets"]["anyOf"]:
+        if kind["type"] == "array":
+            kind["minItems"] = 1
     for name, fields in _BOUNDS.items():
         for field, more in fields.items():
             _add(schemas[name]["properties"], field, more)
@@ -39,7 +52,8 @@ def _refine_job(fields: Json) -> None:
         "propertyNames": {"enum": list(PROBES)},
         "additionalProperties": {"type": "string", "pattern": _RATE},
     }
-    fields["dataset"] = _or_word(fields["dataset"], {**_WORD, "minLength": 1})
+    _add(fields, "base_model", {"pattern": _MODEL})
+    fields["dataset"] = _or_word(fields["dataset"], {**_WORD, "pattern": _DATA})
 
 
 def _refine_shorthands(schemas: Mapping[str, Json]) -> None:
@@ -68,7 +82,7 @@ def _refine_gate(conditions: Json) -> None:
 
 def _or_word(schema: Json, word: Json) -> Json:
     """The schema, or its short form. What annotates it stays outside."""
-    outside = {key: schema[key] for key in ("default", "title", "description") if key in schema}
+    outside: Json = {key: schema[key] for key in ("default", "title", "description") if key in schema}
     return {"anyOf": [{key: value for key, value in schema.items() if key not in outside}, word], **outside}
 
 
@@ -96,7 +110,12 @@ _BOUNDS: Mapping[str, Mapping[str, Json]] = {
         "seed": {"minimum": 0},
         "dropout": {"const": 0},
     },
-    "TokenPolicy": {"max_length": {"minimum": 8}, "max_prompt_length": {"minimum": 2}},
+    "Dataset": {"train": {"pattern": _DATA}, "eval": {"pattern": _DATA}},
+    "TokenPolicy": {
+        "max_length": {"minimum": 8},
+        "max_prompt_length": {"minimum": 2},
+        "chat_template": {"maxLength": MAX_TEMPLATE, "minLength": 1},
+    },
     "Choice": {"choices": {"minItems": 1, "uniqueItems": True}},
     "LogFloatRange": {"low": _POSITIVE, "high": _POSITIVE},
     "FloatRange": {"step": _POSITIVE},

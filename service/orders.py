@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from service.errors import Invalid, invalid, pointer_of
 from service.models import COMPARISON
+from service.plain_types import check_types
 from service.rows import Order
 from sweeps.budget import plan_budget
 from sweeps.comparison_hash import comparison_hash
@@ -31,6 +32,7 @@ def sweep_order(body: Mapping[str, Any], uploaded: Lookup) -> Order:
         spec = SweepSpec.model_validate(body)
     except ValidationError as error:
         raise _refused(error) from error
+    check_types(SweepSpec, body)
     return _order("sweep", spec, uploaded)
 
 
@@ -40,6 +42,7 @@ def run_order(body: Mapping[str, Any], uploaded: Lookup) -> Order:
         spec = RunSpec.model_validate(body)
     except ValidationError as error:
         raise _refused(error) from error
+    check_types(RunSpec, body)
     return _order("run", spec, uploaded)
 
 
@@ -49,6 +52,7 @@ def comparison_order(body: Mapping[str, Any], uploaded: Lookup) -> Order:
         spec = ComparisonSpec.model_validate(body)
     except ValidationError as error:
         raise _refused(error) from error
+    check_types(ComparisonSpec, body)
     held, located, faults = _located(spec, uploaded)
     if faults:
         raise invalid(faults)

@@ -112,6 +112,10 @@ class Settings:
     """Seconds the doctor may look at a dataset."""
     doctor_memory_mb: int = _env("SIMPO_DOCTOR_MEMORY_MB", 4096)
     """MiB of address space the doctor may take, torch and tokenizer among them."""
+    source_roots: str | None = _env("SIMPO_SOURCE_ROOTS", None)
+    """Directories, with : between them, under which requests may name data and models by path; unset: anywhere."""
+    production: bool = _env("SIMPO_PRODUCTION", False)
+    """Refuse to start with a setting that is weak where strangers ask (`hardening.py` lists them)."""
 
     def __post_init__(self) -> None:
         for name in ("ray_jobs_url", "ray_serve_url", "serve_url"):
@@ -129,12 +133,12 @@ class Settings:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"must be at least 1, not {getattr(self, name)}", variable_of(name))
+        if self.max_adapters < 0:
+            raise ConfigError(f"must be at least 0, not {self.max_adapters}", variable_of("max_adapters"))
         for name in ("project_sweeps", "project_trials", "project_hours"):
             limit = getattr(self, name)
             if limit is not None and not limit >= (0 if name == "project_hours" else 1):
                 raise ConfigError(f"must not be {limit}: unset it for no limit", variable_of(name))
-        if self.max_adapters < 0:
-            raise ConfigError(f"must be at least 0, not {self.max_adapters}", variable_of("max_adapters"))
         choices = {"submit_by": ("jobs", "rayjob"), "deploy_by": ("serve", "rayservice")}
         for name, words in (("log_format", ("auto", "json", "text")), ("log_level", _LEVELS), *choices.items()):
             if getattr(self, name) not in words:
@@ -144,6 +148,8 @@ class Settings:
         period = self.project_hours_period
         if period not in ("month", "total"):
             raise ConfigError(f"must be month or total, not {period!r}", variable_of("project_hours_period"))
+        if not all(Path(root).is_absolute() for root in (self.source_roots or "/").split(":")):
+            raise ConfigError("must be absolute paths, with : between them", variable_of("source_roots"))
         for name in ("oidc_issuer", "oidc_jwks_url"):
             check_https(getattr(self, name), variable_of(name))
         if (self.oidc_issuer is None) != (self.oidc_audience is None):

@@ -10,6 +10,9 @@ from typing import ClassVar, Literal
 from simpo.checks import at_least, in_range, not_negative, one_of, positive
 from simpo.errors import ConfigError
 
+MAX_TEMPLATE = 64 * 1024
+"""Characters of a chat template. Templates are programs of strangers: the longest in use have a tenth of that."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenPolicy:
@@ -43,6 +46,9 @@ class TokenPolicy:
             raise ConfigError(f"must be true or false, not {self.count_assistant_header!r}", "count_assistant_header")
         if self.chat_template is not None and not (isinstance(self.chat_template, str) and self.chat_template.strip()):
             raise ConfigError("must be the text of a Jinja template, or left out", "chat_template")
+        size = len(self.chat_template or "")
+        if size > MAX_TEMPLATE:
+            raise ConfigError(f"must be at most {MAX_TEMPLATE} characters long, not {size}", "chat_template")
 
     def _check_prompt_length(self) -> None:
         if self.truncation != "reference":

@@ -38,7 +38,11 @@ _FILTER: Json = {
     "style": "deepObject",
     "explode": True,
     "description": "Pairs that a job has: metadata[key]=value.",
-    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+    "schema": {
+        "type": "object",
+        "propertyNames": {"pattern": r'^[^"\\\x00-\x1f]{1,64}$'},
+        "additionalProperties": {"type": "string"},
+    },
 }
 ONE_JOB: dict[int | str, dict[str, Any]] = {200: {"model": JobOut}}
 REFUSED: dict[int | str, dict[str, Any]] = {400: {}}

@@ -127,11 +127,8 @@ def test_what_is_no_data_is_refused_by_name(plane: Plane, content: bytes, code: 
 def test_names_that_could_be_paths_are_refused(plane: Plane) -> None:
     for filename in ("../../etc/passwd", "..%2f..%2fx.jsonl", "a\\b.jsonl", "/etc/x.jsonl", "a\0b", "..", "x.pkl"):
         answer = plane.client.post("/v1/datasets", params={"filename": filename}, content=TEXT, headers=JSONL)
-        if filename == "..%2f..%2fx.jsonl":  # decoded once, these are no slashes: a name like any other
-            assert answer.status_code == 201
-            continue
         assert answer.status_code == 422 and answer.json()["errors"][0]["pointer"] == "/filename", filename
-    assert [path.partition("/")[2] for path in files(plane)] == ["rows.jsonl"]
+    assert files(plane) == []
     for name in ("../x", "A", "a/b"):
         assert plane.client.post("/v1/datasets", params={"name": name}, content=TEXT, headers=JSONL).status_code == 422
 

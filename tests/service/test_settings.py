@@ -42,6 +42,8 @@ EVERYTHING = Settings(
     oidc_jwks_url="https://login.example/keys",
     oidc_project_claim="project",
     oidc_role_claim="realm_access.roles",
+    source_roots="/srv/data:/srv/models",
+    production=True,
 )
 
 
@@ -69,9 +71,9 @@ def test_every_setting_has_its_own_variable_and_a_sentence() -> None:
         ("SIMPO_BIND_PORT", "http"),
         ("SIMPO_BIND_PORT", "70000"),
         ("SIMPO_RECONCILE", "maybe"),
+        ("SIMPO_MAX_ADAPTERS", "-1"),
         ("SIMPO_RECONCILE_INTERVAL_S", "0"),
         ("SIMPO_HEARTBEAT_STALE_S", "-1"),
-        ("SIMPO_MAX_ADAPTERS", "-1"),
         ("SIMPO_HEARTBEAT_STALE_S", "nan"),
         ("SIMPO_MAX_RUNNING_SWEEPS", "0"),
         ("SIMPO_RAY_JOBS_URL", "ray:8265"),
