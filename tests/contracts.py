@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from service import datasets, events, rows
+from service import datasets, events, quotas, rows
 from service.auth import Caller
 from service.cluster import Jobs, JobsError
 from service.errors import Conflict, Invalid
@@ -24,7 +24,9 @@ from service.idempotency import Answer, Posts
 from service.models import Attempt, Base, Event, Sweep
 from service.models_data import Dataset, FineTuningJob
 from service.models_people import Project
+from service.models_quotas import Quota, Usage
 from service.models_registry import ModelVersion, RegistryModel
+from service.settings import Settings
 from service.states import AttemptState, State
 from service.store import MIGRATIONS, Store
 from tests.fakes import FakeClock
@@ -63,6 +65,32 @@ class StoreContract:
             assert session.get_one(RegistryModel, "mdl_1").project == "default"
             assert session.get_one(ModelVersion, ("mdl_1", 1)).sweep_id == sweep.id
             assert session.get_one(Sweep, sweep.id).project == "default"
+
+    def test_a_line_is_told_by_project_and_by_priority(self, store: Store) -> None:
+        wishes = (("a", "default", 0), ("b", "default", 1), ("c", "default", 0), ("d", "prj_2", -1))
+        with store.write() as session:
+            ids = {
+                name: rows.create_sweep(
+                    session, replace(order(name), priority=priority), replace(CALLER, project=project), NOW
+                ).id
+                for name, project, priority in wishes
+            }
+            session.add(Quota(project="default", accelerator_hours=1.0, updated_by="key_1", updated_at=NOW))
+            session.add(Usage(sweep_id=ids["d"], month="2026-09", project="default", seconds=3600.0))
+        with store.read() as session:
+            live = rows.live_sweeps(session)
+            decision = quotas.admission(session, Settings(max_running_sweeps=2), live, NOW)
+        assert decision.admitted == [ids["d"]]
+        with store.write() as session:
+            quotas.tell_why(session, live, decision)
+        with store.read() as session:
+            line = quotas.lines_of(session, Sweep.project == "default")
+        assert [(each["name"], each["place"], each["of"], each["after"]) for each in line] == [
+            ("b", 1, 3, None),
+            ("a", 2, 3, ids["b"]),
+            ("c", 3, 3, ids["a"]),
+        ]
+        assert {each["reason"] for each in line} == {"QUOTA"}
 
     def test_names_and_bytes_are_unique_within_a_project(self, store: Store) -> None:
         for project in ("default", "prj_2"):
