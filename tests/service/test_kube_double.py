@@ -2,100 +2,30 @@
 
     KUBE_CONFORMANCE_URL=https://... python -m pytest tests/service/test_kube_double.py
 
-The variable is the server's origin; KUBE_CONFORMANCE_TOKEN, KUBE_CONFORMANCE_CA (a file) and KUBE_CONFORMANCE_NAMESPACE
-go with it. It needs KubeRay's CRDs and no operator. What only a double can be made to do is skipped there, by name.
+What goes with the variable stands in kube_server.py. What only a double can be made to do is skipped there, by name.
 """
 
 import json
-import os
-import secrets
-import ssl
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.service.kube_double import NAMESPACE, TOKEN, KubeDouble
-from tests.service.test_rayservice import SERVICE
+from service.kube import KubeApi, KubeError
+from service.serving.deployer import DeployerError
+from service.serving.rayservice import RayServiceDeployer
+from tests.service.kube_server import Server, api_server, rayjob
+from tests.service.test_rayservice import SERVICE, WINNER
 
 Json = dict[str, Any]
-
-REAL = os.environ.get("KUBE_CONFORMANCE_URL", "")
-APPLY = "application/apply-patch+yaml"
-
-
-class Server:
-    """An API server, and names of objects of which nobody else has one."""
-
-    def __init__(self, http: httpx.Client, double: KubeDouble | None) -> None:
-        self.http = http
-        self.own = double
-        self.namespace = os.environ.get("KUBE_CONFORMANCE_NAMESPACE", NAMESPACE)
-        self.made: list[str] = []
-
-    @property
-    def double(self) -> KubeDouble:
-        """Skips where the server is real."""
-        if self.own is None:
-            pytest.skip("only a double can be made to do this: KUBE_CONFORMANCE_URL names a real server")
-        return self.own
-
-    def name(self) -> str:
-        """A fresh one."""
-        self.made.append(f"case-{secrets.token_hex(4)}")
-        return self.made[-1]
-
-    def path(self, *parts: str) -> str:
-        """Of the RayJobs, or of one."""
-        return "/".join((f"/apis/ray.io/v1/namespaces/{self.namespace}/rayjobs", *parts))
-
-    def create(self, name: str, spec: Json | None = None, **metadata: Any) -> httpx.Response:
-        """POST."""
-        body = {**rayjob(name, spec), "metadata": {"name": name, **metadata}}
-        return self.http.post(self.path(), json=body, params={"fieldManager": "maker"})
-
-    def apply(
-        self, name: str, spec: Json, manager: str = "simpo", uid: str | None = None, **query: str
-    ) -> httpx.Response:
-        """Server-side apply."""
-        body = rayjob(name, None) | {"spec": spec}
-        if uid:
-            body["metadata"]["uid"] = uid
-        headers, params = {"content-type": APPLY}, {"fieldManager": manager, **query}
-        return self.http.patch(self.path(name), content=json.dumps(body), headers=headers, params=params)
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    if REAL:
-        ca = os.environ.get("KUBE_CONFORMANCE_CA")
-        verify = ssl.create_default_context(cafile=ca) if ca else True
-        headers = {"authorization": f"Bearer {os.environ.get('KUBE_CONFORMANCE_TOKEN', '')}"}
-        with httpx.Client(base_url=REAL, headers=headers, verify=verify, timeout=30) as http:
-            real = Server(http, None)
-            yield real
-            for name in real.made:
-                http.patch(
-                    real.path(name),
-                    content='{"metadata":{"finalizers":null}}',
-                    headers={"content-type": "application/merge-patch+json"},
-                )
-                http.delete(real.path(name))
-        return
-    headers = {"authorization": f"Bearer {TOKEN}"}
-    with KubeDouble() as double, httpx.Client(base_url=double.url, headers=headers, timeout=30) as http:
-        yield Server(http, double)
-
-
-def rayjob(name: str, spec: Json | None) -> Json:
-    """As small as the CRD admits it."""
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayJob",
-        "metadata": {"name": name},
-        "spec": spec or {"entrypoint": "a"},
-    }
+    with api_server() as found:
+        yield found
 
 
 def told(answer: httpx.Response, status: int, reason: str, words: str) -> None:
@@ -322,3 +252,52 @@ def test_a_list_that_lags_behind(server: Server) -> None:
     server.create(name)
     assert len(server.http.get(server.path()).json()["items"]) == 1
     assert server.http.get(server.path(name)).status_code == 200
+
+
+# -- our client and our deployer, on the same server
+
+
+def test_the_five_calls_of_our_client(server: Server, tmp_path: Path) -> None:
+    api, name = KubeApi(kubeconfig=server.kubeconfig(tmp_path)), server.name()
+    assert api.namespace == server.namespace and api.get("rayjobs", name) is None
+    body = rayjob(name, None) | {"metadata": {"name": name, "labels": {"mark": name}}}
+    uid = api.create("rayjobs", body)["metadata"]["uid"]
+    with pytest.raises(KubeError) as caught:
+        api.create("rayjobs", body)
+    assert (caught.value.status, caught.value.word) == (409, "AlreadyExists")
+    assert [thing["metadata"]["uid"] for thing in api.find("rayjobs", f"mark={name}")] == [uid]
+    seen = api.get("rayjobs", name)
+    assert seen is not None and seen.thing["spec"]["backoffLimit"] == 0
+    with pytest.raises(KubeError, match="Precondition failed") as caught:
+        api.delete("rayjobs", name, "11111111-aaaa-bbbb-cccc-222222222222")
+    assert caught.value.status == 409
+    api.delete("rayjobs", name, uid)
+    api.delete("rayjobs", name, uid)
+    assert api.get("rayjobs", name) is None
+    api.close()
+
+
+def test_our_deployer_without_an_operator(server: Server, tmp_path: Path) -> None:
+    """Field ownership is the API server's; only what becomes of the models is KubeRay's."""
+    api, name = KubeApi(kubeconfig=server.kubeconfig(tmp_path)), server.name()
+    pod = {"metadata": {}, "spec": {"containers": [{"name": "ray-head", "image": "registry.invalid/ray:1"}]}}
+    spec = {"rayClusterConfig": {"headGroupSpec": {"rayStartParams": {}, "template": pod}}}
+    made = {**SERVICE, "metadata": {"name": name}, "spec": spec}
+    path = server.path(name).replace("/rayjobs/", "/rayservices/")
+    server.http.post(path.removesuffix(f"/{name}"), json=made, params={"fieldManager": "kubectl"}).raise_for_status()
+    deployer = RayServiceDeployer(api, name)
+    try:
+        deployer.apply([WINNER])
+        assert {id: seen.state for id, seen in deployer.observe().items()} == {"dep_1": "PENDING"}
+        thing = server.http.get(path).json()
+        (ours,) = [entry for entry in thing["metadata"]["managedFields"] if entry["manager"] == "simpo"]
+        assert set(ours["fieldsV1"]["f:spec"]) == {"f:serveConfigV2"}
+        patch, headers = '{"spec": {"serveConfigV2": "{}"}}', {"content-type": "application/merge-patch+json"}
+        server.http.patch(path, content=patch, headers=headers, params={"fieldManager": "a-human"}).raise_for_status()
+        with pytest.raises(DeployerError, match='conflict with "a-human"'):
+            deployer.apply([WINNER])
+        RayServiceDeployer(api, name, force=True).apply([WINNER])
+        assert set(deployer.observe()) == {"dep_1"}
+    finally:
+        server.http.delete(path)
+        api.close()
