@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from service.states import TERMINAL
 from tests.service import postgres as server
 from tests.service.faults.invariants import check
 from tests.service.faults.proxy import Proxy
@@ -24,7 +25,7 @@ from tests.service.faults.service_process import NOWHERE
 from tests.service.faults.world import Member, World, undisturbed, world
 
 _PLACES = ("before_intent", "after_intent", "after_spec", "after_submit", "after_record", "before_ingest", "mid_cancel")
-_CLIENTS = 3
+_CLIENTS = 5
 
 
 class Soak:
@@ -68,13 +69,17 @@ class Soak:
             time.sleep(self.chance.uniform(0.2, 3.0))
 
     def client(self, number: int) -> None:
-        """Orders one sweep after another, insisting; cancels every third."""
+        """Orders one sweep after another, insisting, and looks until it is over; cancels every third."""
         n = 0
         while not self.over.is_set():
             sweep_id = self.world.post_sweep(self.api, f"c{number}-{n}")
             self.over.wait(1.0)
             if n % 3 == 2:
                 self.world.cancel(self.api, sweep_id)
+            while not self.over.wait(1.0):
+                shown = self.world.history.ask(self.api.url, "GET", f"/v1/sweeps/{sweep_id}", patience_s=5)
+                if shown.status == 200 and shown.answer["state"] in TERMINAL:
+                    break
             n += 1
 
     def heal(self) -> None:
@@ -182,7 +187,7 @@ def main() -> None:
             soak.heal()
         for client in clients:
             client.join(120)
-        made.settle(180)
+        made.settle(120)
         check(made, like=like, heads=soak.heads)
         shutil.rmtree(home, ignore_errors=True)  # of one that fails it stays
         print(f"seed {given.seed}: {len(made.history.calls)} requests, {len(set(made.ray.created()))} jobs, all holds")

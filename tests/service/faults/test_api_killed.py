@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from tests.service.faults.conftest import Make
 from tests.service.faults.invariants import check
 from tests.service.faults.toy_driver import body
-from tests.service.faults.world import Member
+from tests.service.faults.world import Member, World
 
 
 @pytest.mark.parametrize("place", ["post.before_commit", "post.after_commit"])
@@ -37,12 +38,20 @@ def test_between_request_and_answer(on_both: Make, undisturbed: Path, place: str
     check(world, like=undisturbed)
 
 
-def test_anywhere_while_clients_ask_and_watch(on_both: Make, undisturbed: Path) -> None:
-    seed = 20260902
-    chance = random.Random(seed)
-    world = on_both(max_running_sweeps=3)
+def test_an_api_anywhere_while_clients_ask_and_watch(on_postgres: Make, undisturbed: Path) -> None:
+    world = on_postgres(max_running_sweeps=3)
     world.reconciler()
-    api = world.api()
+    _kill_five_times(world, world.api, undisturbed)
+
+
+def test_the_whole_service_anywhere_while_clients_ask_and_watch(installation: Make, undisturbed: Path) -> None:
+    world = installation(max_running_sweeps=3)
+    _kill_five_times(world, partial(world.api, whole=True), undisturbed)
+
+
+def _kill_five_times(world: World, start: Callable[[], Member], undisturbed: Path) -> None:
+    chance = random.Random(20260902)
+    api = start()
     watchers = [world.watch(world.post_sweep(api, "watched"))]
     over = threading.Event()
 
@@ -57,17 +66,14 @@ def test_anywhere_while_clients_ask_and_watch(on_both: Make, undisturbed: Path) 
     with ThreadPoolExecutor(6) as pool:
         asking = [pool.submit(ask, n) for n in range(6)]
         try:
-            _kill_and_start(lambda: chance.uniform(0.0, 0.5), world.api, api)
+            member = api
+            for _ in range(5):
+                threading.Event().wait(chance.uniform(0.0, 0.5))
+                member.kill()
+                member = start()
             world.settle()
         finally:
             over.set()
     for each in [*(future.result for future in asking), *(watcher.join for watcher in watchers)]:
         each(timeout=60)
     check(world, like=undisturbed)
-
-
-def _kill_and_start(pause: Callable[[], float], start: Callable[[], Member], member: Member) -> None:
-    for _ in range(5):
-        threading.Event().wait(pause())
-        member.kill()
-        member = start()

@@ -154,10 +154,19 @@ class World:
     members: list[Member] = field(default_factory=list)
 
     def api(
-        self, place: str = NOWHERE, *, clock: str = "", settings: Settings | None = None, port: int | None = None
+        self,
+        place: str = NOWHERE,
+        *,
+        clock: str = "",
+        settings: Settings | None = None,
+        port: int | None = None,
+        whole: bool = False,
     ) -> Member:
-        """A process that answers clients and moves no rows. One at a time has the installation's own port."""
-        settings = replace(settings or self.settings, reconcile=False, bind_port=port or self.settings.bind_port)
+        """A process that answers clients and moves no rows, or with `whole` does that too, as on one machine.
+
+        One at a time has the installation's own port.
+        """
+        settings = replace(settings or self.settings, reconcile=whole, bind_port=port or self.settings.bind_port)
         return self._start("api", settings, place, clock, 10.0)
 
     def reconciler(
