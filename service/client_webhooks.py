@@ -61,6 +61,10 @@ class Webhooks:
         """Tell a DISABLED one of events again."""
         return self._post(f"{_path(id)}/enable", None)
 
+    def rotate(self, id: str, *, grace_s: float = 24 * 3600.0) -> Json:
+        """A new `secret`, shown this once; for `grace_s` seconds messages are signed with the one before too."""
+        return self._post(f"{_path(id)}/rotate", {"grace_s": grace_s})
+
     def test(self, id: str) -> Json:
         """Send it `webhook.test`; the answer is the delivery, which `wait` follows."""
         return self._post(f"{_path(id)}/test", None)

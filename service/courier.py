@@ -109,7 +109,7 @@ class Courier:
             self._done()
 
     async def _attempt(self, item: Due) -> Outcome:
-        headers = headers_of(item.secret, item.message_id, item.body, self._clock.now())
+        headers = headers_of(item.secrets, item.message_id, item.body, self._clock.now())
         try:
             if self._http is None:
                 self._http = client(self._transport(), self._timeout_s)

@@ -38,7 +38,8 @@ class Due:
     attempts: int
     """Made before this one; also the fence: an outcome counts if nobody stored another one meanwhile."""
     url: str
-    secret: str
+    secrets: tuple[str, ...]
+    """Of the webhook; after a rotation, for a while, two."""
     message_id: str
     body: bytes
 
@@ -71,7 +72,7 @@ def due(session: Session, now: datetime, busy: Mapping[str, Collection[str]]) ->
         sent = busy.get(hook.id, ())
         room = (1 if hook.failures else AT_ONCE) - len(sent)
         if room > 0:
-            found += [_due(session, hook, row) for row in _heads(session, hook.id, now, sent, room)]
+            found += [_due(session, hook, row, now) for row in _heads(session, hook.id, now, sent, room)]
     return found
 
 
@@ -148,14 +149,15 @@ def _heads(session: Session, webhook_id: str, now: datetime, sent: Collection[st
     return list(session.scalars(query))
 
 
-def _due(session: Session, hook: Webhook, row: WebhookDelivery) -> Due:
+def _due(session: Session, hook: Webhook, row: WebhookDelivery, now: datetime) -> Due:
     event = session.get_one(Event, (row.parent_id, row.seq))
+    both = hook.previous_secret and hook.previous_until and now < hook.previous_until
     return Due(
         id=row.id,
         webhook_id=hook.id,
         attempts=row.attempts,
         url=hook.url,
-        secret=hook.secret,
+        secrets=(hook.secret, *([hook.previous_secret] if hook.previous_secret and both else [])),
         message_id=message_id(row.parent_id, row.seq),
         body=body_of(event),
     )

@@ -78,6 +78,7 @@ EVENT_TYPES: Mapping[str, str] = {
     "webhook.created": "A webhook was made. Those of webhooks are their own history: they are told to nobody.",
     "webhook.test": "Somebody wants to see a delivery: told to that webhook alone.",
     "webhook.retry_requested": "Somebody wants a delivery that was given up to be tried again.",
+    "webhook.rotated": "It has a new secret.",
     "webhook.enabled": "It is told of events again.",
     "webhook.disabled": "It is told of nothing any more.",
     "webhook.deleted": "It is gone.",

@@ -22,6 +22,10 @@ class Webhook(Owned, Base):
     description: Mapped[str]
     secret: Mapped[str]
     """whsec_ and 256 random bits: the key of the signatures, so it is kept readable. Empty once deleted."""
+    previous_secret: Mapped[str | None]
+    """The one before the newest rotation; messages are signed with both"""
+    previous_until: Mapped[datetime | None]
+    """until then."""
     created_by: Mapped[str]
     state: Mapped[str] = mapped_column(String(16))
     """ACTIVE, DISABLED or DELETED"""

@@ -49,7 +49,9 @@ class WebhookOut(BaseModel):
     created_at: str
     ended_at: str | None
     secret: str | None = None
-    """Only in the first answer of its making, not in a repeated one: the key of the signatures."""
+    """Only in the first answer that made it, not in a repeated one: the key of the signatures."""
+    previous_until: str | None
+    """After a rotation: until then messages are signed with the secret before too."""
 
 
 class DeliveryOut(BaseModel):
@@ -90,6 +92,7 @@ def webhook_json(row: Webhook) -> Json:
         created_by=row.created_by,
         created_at=rfc3339(row.created_at),
         ended_at=rfc3339(row.ended_at) if row.ended_at else None,
+        previous_until=rfc3339(row.previous_until) if row.previous_until else None,
     ).model_dump(mode="json", exclude={"secret"})
 
 

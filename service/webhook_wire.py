@@ -4,8 +4,9 @@ import base64
 import hashlib
 import hmac
 import json
-import secrets
+from collections.abc import Sequence
 from datetime import datetime
+from secrets import token_bytes
 from typing import Any
 
 from service import events
@@ -17,7 +18,7 @@ _SECRET_BYTES = 32
 
 def new_secret() -> str:
     """256 random bits, as those libraries take them."""
-    return PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
+    return PREFIX + base64.b64encode(token_bytes(_SECRET_BYTES)).decode()
 
 
 def message_id(parent_id: str, seq: int) -> str:
@@ -33,8 +34,11 @@ def body_of(event: Event) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode()
 
 
-def headers_of(secret: str, id: str, body: bytes, now: datetime) -> dict[str, str]:
-    """Headers of one attempt, at `now`: receivers refuse what is older than a few minutes, against replays."""
+def headers_of(secrets: Sequence[str], id: str, body: bytes, now: datetime) -> dict[str, str]:
+    """Headers of one attempt, at `now`: receivers refuse what is older than a few minutes, against replays.
+
+    A signature for each secret: whoever knows one of them finds his own.
+    """
     seconds = int(now.timestamp())
     return {
         "content-type": "application/json",
@@ -42,7 +46,7 @@ def headers_of(secret: str, id: str, body: bytes, now: datetime) -> dict[str, st
         "accept-encoding": "identity",
         "webhook-id": id,
         "webhook-timestamp": str(seconds),
-        "webhook-signature": signature(secret, id, seconds, body),
+        "webhook-signature": " ".join(signature(secret, id, seconds, body) for secret in secrets),
     }
 
 

@@ -1,6 +1,6 @@
 """What people may do to webhooks. Their rows alone: nobody is told anything here (`service.courier`)."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -18,6 +18,11 @@ from service.webhook_wire import new_secret
 
 MOST = 20
 """Webhooks of one project."""
+_ALLOWED = {
+    WebhookState.ACTIVE: ["delete", "retry", "rotate", "test"],
+    WebhookState.DISABLED: ["delete", "enable", "rotate"],
+    WebhookState.DELETED: [],
+}
 
 
 def create_webhook(
@@ -68,7 +73,8 @@ def find(session: Session, webhook_id: str, caller: Caller, *, lock: bool = Fals
 def delete(session: Session, row: Webhook, caller: Caller, now: datetime) -> None:
     """End a locked one. Its secret is forgotten; what waited for it is given up."""
     _check(row, "delete")
-    row.state, row.reason, row.message, row.ended_at, row.secret = WebhookState.DELETED, "DELETED", "Deleted.", now, ""
+    row.state, row.reason, row.message, row.ended_at = WebhookState.DELETED, "DELETED", "Deleted.", now
+    row.secret, row.previous_secret, row.previous_until = "", None, None
     give_up(session, row.id, "The webhook was deleted.", now)
     events.append(session, row, "webhook.deleted", "Deleted.", now=now, actor=caller.key_id)
     session.flush()
@@ -80,6 +86,16 @@ def enable(session: Session, row: Webhook, caller: Caller, now: datetime) -> Non
     row.state, row.reason, row.message = WebhookState.ACTIVE, "", ""
     row.failures, row.failing_since, row.resume_at = 0, None, None
     events.append(session, row, "webhook.enabled", "Enabled.", now=now, actor=caller.key_id)
+    session.flush()
+
+
+def rotate(session: Session, row: Webhook, grace_s: float, caller: Caller, now: datetime) -> None:
+    """Give a locked one a new secret; for the grace messages are signed with the one before too."""
+    _check(row, "rotate")
+    row.previous_secret, row.previous_until = row.secret, now + timedelta(seconds=grace_s)
+    row.secret = new_secret()
+    facts = {"grace_s": grace_s}
+    events.append(session, row, "webhook.rotated", "Has a new secret.", facts, now=now, actor=caller.key_id)
     session.flush()
 
 
@@ -111,7 +127,6 @@ def retry(session: Session, row: Webhook, delivery_id: str, caller: Caller, now:
 
 
 def _check(row: Webhook, verb: str) -> None:
-    allowed = {WebhookState.ACTIVE: ["delete", "retry", "test"], WebhookState.DISABLED: ["delete", "enable"]}
-    verbs = allowed.get(WebhookState(row.state), [])
+    verbs = _ALLOWED[WebhookState(row.state)]
     if verb not in verbs:
         raise illegal_transition("webhook", row.state, verb, verbs)

@@ -16,6 +16,7 @@ from service.models_webhooks import Webhook, WebhookDelivery
 from service.pages import PageQuery, check_if_match, etag, page, single
 from service.routes.sweeps import PROBLEMS
 from service.schemas import PageOf
+from service.schemas_people import RotateIn
 from service.schemas_webhooks import DeliveryOut, WebhookIn, WebhookOut, delivery_json, webhook_json
 from service.states import DeliveryState, WebhookState
 
@@ -112,6 +113,27 @@ def enable_webhook(
         return Answer(status=200, body=webhook_json(row), headers={"etag": etag(row.version)})
 
     return context.posts.run(request.url.path, None, idempotency_key, caller, effect)
+
+
+@router.post("/{webhook_id}/rotate", status_code=201, responses={201: {"model": WebhookOut}})
+def rotate_webhook(
+    request: Request,
+    webhook_id: str,
+    context: ContextDep,
+    caller: CallerDep,
+    body: RotateIn | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """A new secret, in this answer alone. For `grace_s` seconds messages carry signatures of both."""
+    wanted = body or RotateIn()
+
+    def effect(session: Session, now: datetime) -> Answer:
+        row = webhooks.find(session, webhook_id, caller, lock=True)
+        webhooks.rotate(session, row, wanted.grace_s, caller, now)
+        headers = {"location": f"/v1/webhooks/{row.id}", "etag": etag(row.version)}
+        return Answer(status=201, body=webhook_json(row), headers=headers, once={"secret": row.secret})
+
+    return context.posts.run(request.url.path, wanted.model_dump(mode="json"), idempotency_key, caller, effect)
 
 
 @router.post("/{webhook_id}/test", status_code=202, responses={202: {"model": DeliveryOut}})

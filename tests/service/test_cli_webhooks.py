@@ -16,7 +16,7 @@ from service.settings import Settings
 from service.webhook_wire import headers_of, new_secret
 from tests.fakes import FakeClock
 from tests.service.conftest import Plane, make_plane
-from tests.service.receiver import Receiver, receiver
+from tests.service.receiver import Receiver, is_signed, receiver
 from tests.service.test_webhooks import settle
 
 
@@ -59,6 +59,14 @@ def test_the_life_of_a_webhook_on_the_command_line(local: Plane, there: Receiver
     assert simpo(local, "test", id) == (0, "delivered: 200\n")
     told, now = there.messages[0], local.clock.now().timestamp()
     assert verified(secret, told.headers, told.body, now=lambda: now)["type"] == "webhook.test"
+    code, text = simpo(local, "rotate", id, "--grace", "1h")
+    newer = text.strip()
+    simpo(local, "test", id)
+    local.clock.advance(3601)
+    simpo(local, "test", id)
+    both, one = there.messages[1:]
+    assert [is_signed(both, each) for each in (secret, newer)] == [True, True]
+    assert [is_signed(one, each) for each in (secret, newer)] == [False, True]
     there.answer = lambda number, message: (500, {})
     code, text = simpo(local, "test", id)
     assert code == 1 and "not delivered: Answered 500." in text
@@ -97,7 +105,7 @@ def test_the_client_retries_enables_and_waits(local: Plane, there: Receiver) -> 
 @pytest.mark.quick
 def test_a_receiver_believes_what_is_signed_and_fresh_alone() -> None:
     clock, secret, body = FakeClock(), new_secret(), b'{"type":"job.failed"}'
-    headers = headers_of(secret, "swp_1-evt_00000001", body, clock.now())
+    headers = headers_of([secret], "swp_1-evt_00000001", body, clock.now())
     now = clock.now().timestamp()
     assert verified(secret, headers, body, now=lambda: now + 299) == {"type": "job.failed"}
     two = headers | {"webhook-signature": f"v1,AAAA v2,b {headers['webhook-signature']}"}
@@ -115,3 +123,22 @@ def test_a_receiver_believes_what_is_signed_and_fresh_alone() -> None:
     for missing in headers.keys() & {"webhook-id", "webhook-timestamp", "webhook-signature"}:
         with pytest.raises(ValueError, match="no webhook"):
             verified(secret, {name: each for name, each in headers.items() if name != missing}, body, now=time.time)
+
+
+def test_a_secret_that_got_lost_on_its_way_is_said_to_be(local: Plane, there: Receiver) -> None:
+    """The client repeats a POST whose answer it did not get, and a repeated answer has no secret."""
+
+    class Losing(Through):
+        lost = False
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            answer = super().handle_request(request)
+            if not self.lost:
+                self.lost = True
+                raise httpx.ReadError("the connection broke")
+            return answer
+
+    words = ["--url", "http://service.test", "--key", local.key, "webhooks", "create", there.url, "-e", "job.*"]
+    found = CliRunner().invoke(app, words, obj=Losing(local))
+    assert found.exit_code == 1 and "was lost on its way: simpo webhooks rotate whk_" in found.output
+    assert len(local.client.get("/v1/webhooks").json()["data"]) == 1

@@ -204,7 +204,7 @@ def test_who_wants_nothing_or_fails_for_days_is_disabled_with_a_reason(
     assert local.events(hook["id"]) == ["webhook.created", "webhook.disabled"]
     local.post("b", "runs")
     assert len(told(local, hook)) == 1, "nothing is put aside for it"
-    assert local.client.post(f"/v1/webhooks/{hook['id']}/test").json()["allowed"] == ["delete", "enable"]
+    assert local.client.post(f"/v1/webhooks/{hook['id']}/test").json()["allowed"] == ["delete", "enable", "rotate"]
     there.answer = lambda number, message: (200, {})
     enabled = local.client.post(f"/v1/webhooks/{hook['id']}/enable").json()
     assert (enabled["state"], enabled["failures"], enabled["failing_since"]) == ("ACTIVE", 0, None)
@@ -269,6 +269,7 @@ def test_a_deleted_one_forgets_its_secret_and_hears_nothing(local: Plane, there:
     local.post()
     path = f"/v1/webhooks/{hook['id']}"
     assert local.client.delete(path).status_code == 428
+    assert local.client.post(f"{path}/rotate").json()["secret"] != hook["secret"]
     deleted = local.client.delete(path, headers={"if-match": local.client.get(path).headers["etag"]})
     assert (deleted.status_code, deleted.json()["state"]) == (200, "DELETED")
     settle(local)
@@ -276,7 +277,8 @@ def test_a_deleted_one_forgets_its_secret_and_hears_nothing(local: Plane, there:
     assert local.client.get("/v1/webhooks").json()["data"] == []
     assert local.client.delete(path, headers={"if-match": "*"}).status_code == 409
     with local.store.read() as session:
-        assert session.get_one(Webhook, hook["id"]).secret == ""
+        row = session.get_one(Webhook, hook["id"])
+        assert (row.secret, row.previous_secret) == ("", None)
 
 
 def test_what_is_wrong_is_said_and_the_number_is_bounded(plane: Plane) -> None:
