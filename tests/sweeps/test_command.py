@@ -29,7 +29,8 @@ def test_a_refused_spec_leaves_nothing(
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps(body))
     with pytest.raises(SystemExit) as left:
-        main(["run", str(spec), "--out", str(tmp_path / "out"), "--quiet"])
+        # No Ray is there: what is refused does not need one.
+        main(["run", str(spec), "--out", str(tmp_path / "out"), "--quiet", "--ray-address", "127.0.0.1:1"])
     assert left.value.code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
