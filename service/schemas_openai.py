@@ -5,13 +5,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.fine_tuning import AUTO, file_id
+from service.fine_tuning import AUTO, TYPES, file_id
 from service.models import Event, Sweep, Trial
 from service.models_data import Dataset, FineTuningJob
 from service.schemas import Json
 from service.states import State, TuningState
 
 PURPOSE = "fine-tune"
+_METHOD: Json = {"required": ["type"], "properties": {"type": {"enum": sorted(TYPES)}}}
 
 _STATUS = {
     State.VALIDATING: "validating_files",
@@ -39,7 +40,7 @@ class JobIn(BaseModel):
     """practice, a model's directory, a hub id, or the name of a deployment."""
     training_file: Annotated[str, Field(min_length=1)]
     validation_file: str | None = None
-    method: Json | None = None
+    method: Annotated[Json, Field(json_schema_extra=_METHOD)] | None = None
     """{type: simpo, simpo: {hyperparameters: {...}}}; without one: supervised."""
     hyperparameters: Json | None = None
     """Of supervised, as older clients write them."""
