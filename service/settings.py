@@ -40,7 +40,7 @@ class Settings:
     proxy_models: bool = _env("SIMPO_PROXY_MODELS", True)
     """Answer /v1/chat/completions and its kin here, by proxy (embedded mode). False where a gateway routes them."""
     max_adapters: int = _env("SIMPO_MAX_ADAPTERS", 8)
-    """Deployed adapters of one base share its replicas, and so many stay loaded in each. 0: each has replicas of its own.
+    """Deployed adapters of one base share its replicas, and so many stay loaded in each. 0: each has its own.
     Of Serve's REST API alone; a RayService has one application for each deployment."""
     reconcile: bool = _env("SIMPO_RECONCILE", True)
     """Run the reconciler in this process. False: an API that only writes wishes."""
