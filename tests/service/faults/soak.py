@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -177,20 +178,19 @@ def main() -> None:
         ray = stack.enter_context(Proxy(("127.0.0.1", made.ray.port)))
         database = stack.enter_context(Proxy(postgres / ".s.PGSQL.5432"))
         soak = Soak(made, postgres, ray, database, given.seed)
-        clients = [threading.Thread(target=soak.client, args=(n,)) for n in range(_CLIENTS)]
-        for client in clients:
-            client.start()
-        try:
-            soak.run(given.minutes)
-        finally:
-            soak.over.set()
-            soak.heal()
-        for client in clients:
-            client.join(120)
+        with ThreadPoolExecutor(_CLIENTS) as pool:
+            clients = [pool.submit(soak.client, number) for number in range(_CLIENTS)]
+            try:
+                soak.run(given.minutes)
+            finally:
+                soak.over.set()
+                soak.heal()
+            for client in clients:
+                client.result(120)
         made.settle(120)
         check(made, like=like, heads=soak.heads)
-        shutil.rmtree(home, ignore_errors=True)  # of one that fails it stays
         print(f"seed {given.seed}: {len(made.history.calls)} requests, {len(set(made.ray.created()))} jobs, all holds")
+    shutil.rmtree(home)  # of one that fails it stays, logs and all
 
 
 if __name__ == "__main__":

@@ -229,9 +229,7 @@ class World:
 
     def hold(self, trial: int = 0, rung: int = 0) -> None:
         """No driver makes a step from that trial and rung on."""
-        partial = self.home / "hold.partial"
-        partial.write_text(f"{trial} {rung}")
-        partial.rename(self.home / "hold")
+        self._write("hold", f"{trial} {rung}")
 
     def kill_drivers(self) -> None:
         """kill -9 of every driver, as with the machine under them."""
@@ -246,7 +244,7 @@ class World:
 
     def set_clock(self, name: str, seconds: float) -> None:
         """Whoever reads the clock of that name sees the wall clock jump by so much; `clock`: drivers that start."""
-        (self.home / name).write_text(str(seconds))
+        self._write(name, str(seconds))
 
     def starts(self) -> list[dict[str, Any]]:
         """Every start of a driver: run, attempt, pid."""
@@ -257,6 +255,12 @@ class World:
         """Everything that any process has said."""
         files = [*self.home.glob("*.log"), *self.ray.home.glob("*.log")]
         return {path.name: path.read_text(errors="replace") for path in files}
+
+    def _write(self, name: str, text: str) -> None:
+        """Whole at once: others read it all the time."""
+        partial = self.home / f"{name}.partial"
+        partial.write_text(text)
+        partial.rename(self.home / name)
 
     def _states(self) -> list[Any]:
         with self.store.read() as session:
