@@ -18,6 +18,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
+from simpo.errors import StorageError
 from sweeps.ray_session import Room
 from sweeps.searcher import Books, StudySearcher
 from sweeps.stopping import Stop
@@ -47,9 +48,13 @@ class WarmEngine:
 
     @contextlib.contextmanager
     def running(self) -> Iterator["WarmEngine"]:
-        """Tune runs for the length of the context."""
+        """Tune runs for the length of the context. Raises StorageError: no folder can be made."""
         shutil.rmtree(self._directory, ignore_errors=True)  # of a driver that was killed
-        (self._directory / "wakes").mkdir(parents=True)
+        wakes = self._directory / "wakes"
+        try:
+            wakes.mkdir(parents=True)
+        except OSError as error:
+            raise StorageError(f"cannot be made ({error.strerror}): check space and permissions", str(wakes)) from error
         self._thread.start()
         try:
             yield self
@@ -58,6 +63,7 @@ class WarmEngine:
             raise
         finally:
             self.relay.close()
+            shutil.rmtree(wakes, ignore_errors=True)  # also who could not be woken on a full disk ends now
             self._thread.join(CLOSING_S)
             shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -97,9 +103,15 @@ class WarmEngine:
             time.sleep(POLL_S)
 
     def _tune(self) -> None:
+        try:
+            self._tuner().fit()
+        except BaseException as error:  # told by `search`, in the thread that waits
+            self._error = error
+
+    def _tuner(self) -> tune.Tuner:
         one = self.room.workers == 1
         resources = {"CPU": 1.0, "GPU": self.room.gpus} if one else {"CPU": DRIVER_CPUS}
-        tuner = tune.Tuner(
+        return tune.Tuner(
             tune.with_resources(run_or_rest if one else run_or_rest_workers, resources),
             tune_config=tune.TuneConfig(
                 search_alg=self.relay,
@@ -116,10 +128,6 @@ class WarmEngine:
                 verbose=0,
             ),
         )
-        try:
-            tuner.fit()
-        except BaseException as error:  # told by `search`, in the thread that waits
-            self._error = error
 
 
 class Relay(Searcher):
@@ -237,7 +245,7 @@ class Relay(Searcher):
         for rest in rests:
             del self._rests[rest]
             self._woken.add(rest)
-            with contextlib.suppress(FileNotFoundError):  # the engine's folder is gone, and the rest with it
+            with contextlib.suppress(OSError):  # the folder is gone, and the rest with it; or the disk is full
                 (self._wakes / rest).touch()
 
 
