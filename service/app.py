@@ -139,7 +139,9 @@ def create_app(
     app.state.context = context
     app.add_middleware(
         Gate,
-        authenticator=Bearers(Authenticator(store, clock), oidc and TokenAuthenticator(oidc, store, clock)),
+        authenticator=Bearers(
+            Authenticator(store, clock), None if oidc is None else TokenAuthenticator(oidc, store, clock)
+        ),
         max_upload=settings.max_dataset_bytes,
         refused=lambda asked: note_refusal(store, asked, clock),
     )

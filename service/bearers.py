@@ -88,7 +88,7 @@ class TokenAuthenticator:
         return caller if self._clock.monotonic() < until else None
 
     def _caller(self, who: Identity) -> Caller:
-        role = next((role for role in reversed(ROLES) if role in who.roles), None)  # from the strongest down
+        role = next((role for role in reversed(list(ROLES)) if role in who.roles), None)  # from the strongest down
         if role is None:
             raise _no_place(f"none of the roles {', '.join(ROLES)}")
         if len(who.projects) != 1:
