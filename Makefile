@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TESTED := $(VENV)/.installed-test
 
-.PHONY: help install quickstart test quick check bench bench-sweep ablations clean
+.PHONY: help install quickstart test quick check bench bench-load bench-sweep ablations clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -36,8 +36,11 @@ check: $(TESTED)  ## ruff, mypy --strict, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(TESTED)  ## the benchmarks against their baselines, ratios in one run
+bench: bench-load  ## the benchmarks against their baselines, ratios in one run
 	$(BIN)/python -m tests.bench
+
+bench-load: $(TESTED)  ## the service under load on SQLite and PostgreSQL, half an hour; exit 1 below a gate
+	$(BIN)/python -m tests.bench.load
 
 bench-sweep: $(TESTED)  ## a whole sweep against Ray Tune + TRL, 30 minutes of two idle cores; renews README's table
 	$(BIN)/python -m tests.bench.sweep --write
