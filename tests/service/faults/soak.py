@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from service.interrupts import terminable
 from service.states import TERMINAL
 from tests.service import postgres as server
 from tests.service.faults.invariants import check
@@ -166,7 +167,7 @@ def main() -> None:
     words.add_argument("--seed", type=int, default=int(time.time()))
     given = words.parse_args()
     print(f"seed {given.seed}", flush=True)
-    with ExitStack() as stack:
+    with terminable(), ExitStack() as stack:
         home = Path(tempfile.mkdtemp(prefix="soak"))
         for name in ("undisturbed", "world"):
             (home / name).mkdir()
