@@ -74,10 +74,10 @@ def scored(logits_V: Tensor, token_id: int, num_top: int, vocabulary: Vocabulary
 
 def _likeliest(probs_V: Tensor, mass: float) -> tuple[Tensor, Tensor]:
     """(probabilities, tokens), best first, of at least this mass; all are sorted only where they must be."""
-    best = probs_V.topk(min(_NUCLEUS, len(probs_V)))
-    if float(best.values.sum()) < mass and len(probs_V) > _NUCLEUS:
-        best = probs_V.sort(descending=True)
-    return best.values, best.indices
+    probs_K, order_K = probs_V.topk(min(_NUCLEUS, len(probs_V)))
+    if float(probs_K.sum()) < mass and len(probs_V) > _NUCLEUS:
+        probs_K, order_K = probs_V.sort(descending=True)
+    return probs_K, order_K
 
 
 def _drawn(weights_K: Tensor, generator: torch.Generator) -> int:
