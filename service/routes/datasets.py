@@ -35,7 +35,7 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"], dependencies=[beare
 _MAX_PREVIEW = 100
 _PREVIEW_BYTES = 1 << 20
 _FILE = {"type": "string", "format": "binary"}
-_FORM = {"type": "object", "required": ["file"], "properties": {"file": _FILE}}
+_FORM = {"type": "object", "required": ["file"], "properties": {"file": _FILE}, "additionalProperties": False}
 UPLOAD_BODY = {
     "requestBody": {
         "required": True,

@@ -26,7 +26,7 @@ router = APIRouter(prefix="/v1/files", tags=["fine-tuning (OpenAI)"], dependenci
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 _CONTENT = {"application/jsonl": _BYTES, "application/gzip": _BYTES}
 _PARTS = {"file": {"type": "string", "format": "binary"}, "purpose": {"const": PURPOSE}}
-_FORM = {"type": "object", "required": ["file", "purpose"], "properties": _PARTS}
+_FORM = {"type": "object", "required": ["file", "purpose"], "properties": _PARTS, "additionalProperties": False}
 _BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}
 
 

@@ -1,6 +1,7 @@
 """OpenAI's fine-tuning jobs: each is a run or a small sweep, whose winner is deployed under the job's name."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -248,7 +249,10 @@ def _find(session: Session, job_id: str) -> tuple[FineTuningJob, Sweep]:
 def _page(request: Request, *, metadata: bool = False) -> tuple[int, str | None, dict[str, str]]:
     """(limit, after, metadata) of a list. Raises BadRequest (400) for what is not understood."""
     limit, after, wished = 20, None, {}
-    for key, value in request.query_params.multi_items():
+    given = request.query_params.multi_items()
+    if twice := [key for key, count in Counter(key for key, _ in given).items() if count > 1]:
+        raise refused(twice[0], "is given twice")
+    for key, value in given:
         named = _METADATA.fullmatch(key) if metadata else None
         if named is not None:
             wished[named[1]] = value

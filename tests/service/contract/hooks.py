@@ -16,7 +16,7 @@ for _kind in ("application/jsonl", "application/x-ndjson", "application/jsonline
 FACTS = (
     "there is no (sweep|run|dataset|trial|file|model|scope)",
     "^(sweep: )?name either a sweep, or a",
-    "is for a sweep: |give a role, or a list of scopes",
+    "is for a sweep: |give a role, or a list of scopes|is past: give a time to come",
     "This Idempotency-Key was used for another request",
     "The file's|^line [0-9]+ |holds no row|is a damaged gzip file|The gzip file is damaged|There is no row in it",
     "a[rn]? (zip|parquet|zstd|xz|bzip2) ",
