@@ -8,7 +8,7 @@ import http
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.responses import JSONResponse, Response
@@ -203,6 +203,11 @@ def _database_trouble(error: Exception) -> ServiceError:
     return Unavailable("The database does not answer.", code="database_unavailable")
 
 
+def _unstorable(error: Exception) -> ServiceError:
+    """PostgreSQL takes no NUL in a text and no number beyond a column: the request's fault, not the database's."""
+    return Invalid("The request holds a character or a number that cannot be stored: NUL, or one that is too large.")
+
+
 def _serve_trouble(error: Exception) -> ServiceError:
     return Unavailable(str(error), code="serve_unavailable")
 
@@ -215,6 +220,7 @@ _TABLE: Mapping[type, Callable[[Exception], ServiceError]] = {
     SimPOError: _users_mistake,
     IntegrityError: _lost_race,
     StaleDataError: _lost_race,
+    DataError: _unstorable,
     DBAPIError: _database_trouble,
     NoConnection: _database_trouble,
     DeployerError: _serve_trouble,

@@ -9,6 +9,7 @@ import pytest
 from service.settings import Settings
 from tests.service.conftest import Plane, make_plane
 from tests.service.postgres import fresh_database
+from tests.service.two_projects import ask, routes, settle, twin
 
 
 @pytest.fixture
@@ -56,3 +57,25 @@ def test_a_whole_life(plane: Plane) -> None:
     plane.turn(2)
     assert plane.client.get(path).json()["state"] == "DELETED"
     assert plane.client.get("/v1/sweeps?state=CANCELLED").json()["data"][0]["created_at"].endswith("Z")
+
+
+@pytest.fixture
+def wide(postgres: Path, tmp_path: Path) -> Iterator[Plane]:
+    """One that runs what two projects have at once."""
+    settings = Settings(database_url=fresh_database(postgres), store=tmp_path / "store", reconcile=False)
+    yield from make_plane(settings, max_running_sweeps=50)
+
+
+def test_two_projects_are_apart_here_too(wide: Plane) -> None:
+    """Every path with an id, and the log; `test_matrix.py` asks all of the rest on SQLite."""
+    south, north = settle(wide, "south"), settle(wide, "north")
+    strangers = {name: twin(id) for name, id in south.ids.items()}
+    for method, path, _ in routes(wide):
+        answers = [ask(wide, method, path, ids, north.headers) for ids in (south.ids, strangers)]
+        assert "{" not in path or answers[0].status_code == answers[1].status_code >= 400, f"{method} {path}"
+        shown = answers[0].text if method == "GET" and "{" not in path and path != "/v1/audit" else ""
+        assert not [word for word in south.known_by if word in shown], f"{method} {path}"
+    odd = wide.client.post("/v1/sweeps/%00/cancel", headers=south.headers)
+    assert odd.status_code == 422 and "NUL" in odd.json()["detail"], "PostgreSQL's refusal is not its failure"
+    log = wide.client.get("/v1/audit?action=POST%20/v1/sweeps", headers=south.headers).json()["data"]
+    assert [row["target"] for row in log] == [south.ids["sweep_id"], south.ids["won"]]

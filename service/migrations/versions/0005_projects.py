@@ -5,6 +5,7 @@ revision before goes on in `default`, because every new column is null or has th
 """
 
 from datetime import UTC, datetime
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -20,7 +21,7 @@ _UNIQUE = (
     ("uq_datasets_live_sha256", "datasets", ["sha256"], "state <> 'DELETED'"),
     ("uq_datasets_live_name", "datasets", ["name"], "state <> 'DELETED'"),
 )
-_KEY_COLUMNS = {
+_KEY_COLUMNS: dict[str, Any] = {
     "role": sa.String(length=16),
     "created_by": sa.String(length=40),
     "expires_at": sa.DateTime(timezone=True),
@@ -110,7 +111,7 @@ def _rebuild_models(more: list[str], unique_name: str | None) -> None:
     each row that comes takes back what the drop left hanging (a rename at the end would not).
     """
     kept = ["id", *more, "name", "created_by", "versions", "version", "event_seq", "created_at"]
-    columns = {
+    columns: dict[str, Any] = {
         "id": sa.Column("id", sa.String(length=40), nullable=False),
         "project": sa.Column("project", sa.String(length=40), server_default="default", nullable=False),
         "name": sa.Column("name", sa.String(length=63), nullable=False),
