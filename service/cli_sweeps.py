@@ -19,7 +19,7 @@ Watch = Annotated[bool, typer.Option("--watch", "-w", help="Stay and show what h
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the spec and show its plan; start nothing.")]
 Priority = Annotated[
     str | None,
-    typer.Option("--priority", help="low, normal or high: before others of your project that wait.", show_default=False),
+    typer.Option("--priority", help="low, normal or high: before others of your project.", show_default=False),
 ]
 Ref = Annotated[str, typer.Argument(help="Its name or id.", show_default=False)]
 

@@ -20,7 +20,7 @@ def check_production(settings: Settings) -> None:
 
 def _weaknesses(settings: Settings) -> Iterator[tuple[str, str]]:
     """(setting, what is wrong with it)."""
-    if settings.ray_token is None:
+    if settings.reconcile and settings.ray_token is None:  # an API without a reconciler does not speak to Ray
         yield "ray_token", "is unset: whoever reaches Ray runs code there; give its token"
     if settings.source_roots is None:
         yield "source_roots", "is unset: a request may name any file of the machine; name the directories of data"

@@ -32,6 +32,9 @@ def _narrow(state: ORMExecuteState) -> None:
     if state.is_column_load or state.is_relationship_load:
         return  # of a row that was found through here
     criteria = [each for mapper in _touched(state.statement) for each in _criterion(mapper, project)]
+    if criteria and state.statement._propagate_attrs.get("compile_state_plugin") != "orm":
+        # SQLAlchemy narrows what it takes for an ORM statement: not select(func.count()).where(A & B).
+        raise RuntimeError("a query of a project's rows must name a class among its columns or in select_from()")
     state.statement = state.statement.options(*criteria)
     recorder = state.session.info.get(RECORDER)
     if recorder is not None and (state.is_update or state.is_delete or state.is_insert):

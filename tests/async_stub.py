@@ -29,7 +29,7 @@ def rendered() -> str:
     shown = [_awaited(method) for method in _methods(CLIENT, "Client") if not method.name.startswith("_")]
     main = _indented("AsyncClient", ["url: str", *own, *properties, *shown])
     text = "\n\n".join([*bodies, main])
-    return "\n".join([_HEAD, *_imports(text, [CLIENT, ASYNC, *(path for _, path in topics.values())]), "", text])
+    return "\n".join([_HEAD, *_imports(text, [CLIENT, ASYNC, *(path for _, path in topics.values())]), "", text, ""])
 
 
 def blocking_methods() -> Iterator[tuple[str, ast.FunctionDef]]:

@@ -149,7 +149,8 @@ def test_a_larger_budget_is_a_larger_promise(roomy: Plane) -> None:
     assert _quotas(roomy)["promised_hours"] == 0.0
     answer(driver.attempt, 1, "extend", edit={"action": "extend", "accelerator_hours": 4})
     roomy.turn()
-    assert roomy.sweep(sweep_id)["state"] == "RUNNING" and _quotas(roomy)["promised_hours"] == pytest.approx(4, abs=0.01)
+    assert roomy.sweep(sweep_id)["state"] == "RUNNING"
+    assert _quotas(roomy)["promised_hours"] == pytest.approx(4, abs=0.01)
 
 
 def test_quotas_are_shown_set_and_noted(roomy: Plane) -> None:

@@ -358,6 +358,10 @@ def test_production_refuses_a_weak_setting_by_name(change: Json, variable: str) 
     check_production(strong(**change, production=False))
 
 
+def test_an_api_that_leaves_ray_to_others_needs_no_token_of_it() -> None:
+    check_production(strong(ray_token=None, reconcile=False))
+
+
 def test_production_names_everything_that_is_weak() -> None:
     with pytest.raises(ConfigError, match=r"SIMPO_RAY_TOKEN.*SIMPO_SOURCE_ROOTS.*SIMPO_PUBLIC_JUDGES"):
         check_production(Settings(production=True))

@@ -79,6 +79,13 @@ def test_no_statement_shows_another_projects_rows(store: Store, table: Any) -> N
         assert session.get(Sweep, theirs) is not None and session.get(Trial, (theirs, "t1")) is not None
 
 
+def test_a_statement_that_could_not_be_narrowed_is_refused(store: Store) -> None:
+    """SQLAlchemy takes this for no ORM statement, and would count everybody's rows."""
+    live = (Sweep.state == "RUNNING") & (Sweep.kind == "sweep")
+    with store.within(MINE).read() as session, pytest.raises(RuntimeError, match="must name a class"):
+        session.execute(select(func.count()).where(live))
+
+
 def test_joins_are_narrowed_on_both_sides(store: Store) -> None:
     mine, theirs = sweep_of(store, MINE), sweep_of(store, THEIRS)
     with store.within(MINE).read() as session:
