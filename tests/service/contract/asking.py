@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import uvicorn
@@ -34,7 +35,9 @@ HOOKS = "tests.service.contract.hooks"
 PHASES = "examples,coverage,fuzzing,stateful"
 
 
-def ask(directory: Path, *, examples: int, seed: int, more: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+def ask(
+    directory: Path, *, examples: int, seed: int, more: Sequence[str] = (), limit_s: float | None = None
+) -> subprocess.CompletedProcess[str]:
     """One run with a key that may do everything. `returncode` 0: nothing found; else `stdout` tells what."""
     with serving(directory) as (url, key):
         words = [str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(CONFIG)]
@@ -42,9 +45,8 @@ def ask(directory: Path, *, examples: int, seed: int, more: Sequence[str] = ()) 
         words += ["--max-examples", str(examples), "--seed", str(seed), "--generation-database", "none"]
         words += ["--header", f"Authorization: Bearer {key}", "--request-timeout", "60", "--continue-on-failure"]
         environment = {**os.environ, "SCHEMATHESIS_HOOKS": HOOKS, "PYTHONPATH": str(REPO)}
-        return subprocess.run(
-            [*words, *more], cwd=directory, env=environment, capture_output=True, text=True, check=False
-        )
+        given: dict[str, Any] = {"cwd": directory, "env": environment, "timeout": limit_s}
+        return subprocess.run([*words, *more], capture_output=True, text=True, check=False, **given)
 
 
 @contextmanager

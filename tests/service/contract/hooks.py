@@ -49,11 +49,13 @@ _UNSAID = re.compile("|".join((*FACTS, *RULES)), re.IGNORECASE)
 
 
 @schemathesis.hook
-def map_query(context: HookContext, query: dict[str, Any] | None) -> dict[str, Any] | None:
+def before_call(context: HookContext, case: Any, **kwargs: Any) -> None:
     """Lists, no streams: a stream of what is not over does not end. `test_events.py` reads those."""
-    if query and "stream" in query:
-        query["stream"] = "false"
-    return query
+    asked = case.query or {}
+    if str(asked.get("stream")).lower() in ("true", "1", "yes", "on", "t", "y"):
+        asked["stream"] = "false"
+    if "text/event-stream" in str((case.headers or {}).get("accept")):
+        case.headers["accept"] = "application/json"
 
 
 @schemathesis.check
