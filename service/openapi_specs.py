@@ -61,7 +61,7 @@ def _refine_shorthands(schemas: Mapping[str, Json]) -> None:
     _add(schemas["SweepSpec"]["properties"], "method", {"enum": sorted(METHODS)})
     _add(schemas["Contender"]["properties"], "method", {"enum": sorted(METHODS)})
     run = schemas["RunSpec"]["properties"]
-    run["method"] = _or_word({**run["method"], "required": ["name"]}, methods)
+    run["method"] = _or_word({**run["method"], "required": ["name"], "properties": {"name": methods}}, methods)
     compared = schemas["ComparisonSpec"]["properties"]
     compared["methods"]["items"] = _or_word(compared["methods"]["items"], methods)
     for name in ("SweepSpec", "ComparisonSpec"):

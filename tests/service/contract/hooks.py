@@ -23,6 +23,7 @@ FACTS = (
     "must be the id of an event",  # schemathesis does not follow the patterns of headers
     "metadata|is not supported|is not understood here|service has no pause",
     "points nowhere|must be like MODEL@|must look like",
+    "must be a plain file name|upload JSON lines",
     "of the public internet|must name a host|must use (a )?port|must begin with https|can be read in two ways",
 )
 """What a request may be refused for though it fits its schema: what is or is not there, and files' contents."""
@@ -41,7 +42,7 @@ RULES = (
     "as .* it must|practice scores only|must be at least|must be https|must not (hold|have)|names an address|is no URL",
     "parallel.workers_per_trial|is not searched|give one of them|a comparison asks for the best|is never|is the rest",
     "is neither practice|must hold win_rate|here earlier sweeps are named|to raise|must be the name of an environment",
-    "is no plain path|must be the text of a Jinja template|belong into|multipl|at most",
+    "is no plain path|must be the text of a Jinja template|belong into|multipl|at most|is not [a-z]+, the type",
 )
 """Rules between the fields of a spec, which JSON Schema does not speak of."""
 
