@@ -1,5 +1,6 @@
 """What schemathesis cannot know by itself; loaded by it (SCHEMATHESIS_HOOKS)."""
 
+import itertools
 import json
 import re
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import schemathesis
 from hypothesis import strategies as st
 from schemathesis import CheckContext, GenerationMode, HookContext
+from schemathesis.generation.meta import TestPhase
 
 _ROWS = st.lists(st.fixed_dictionaries({"prompt": st.text(), "chosen": st.text(), "rejected": st.text()}), min_size=1)
 _FILE = _ROWS.map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
@@ -49,10 +51,26 @@ RULES = (
 _UNSAID = re.compile("|".join((*FACTS, *RULES)), re.IGNORECASE)
 
 
+SOUND: dict[str, dict[str, Any]] = {
+    "/v1/sweeps": {},
+    "/v1/runs": {"learning_rate": 1e-4},
+    "/v1/comparisons": {"methods": ["simpo", "dpo"]},
+    "/v1/keys": {},
+    "/v1/projects": {},
+}
+"""What is accepted under any name. Drawn by chance such a body is rare, and without one there is nothing to walk to."""
+_places = itertools.count()
+
+
 @schemathesis.hook
 def before_call(context: HookContext, case: Any, **kwargs: Any) -> None:
-    """Lists, no streams: a stream of what is not over does not end. `test_events.py` reads those."""
+    """In a walk, POST what is accepted. Lists, no streams: a stream of what is not over does not end, `test_events.py`
+    reads those."""
     asked = case.query or {}
+    walks = case.meta is not None and case.meta.phase.name == TestPhase.STATEFUL
+    if walks and case.method.upper() == "POST" and case.path in SOUND:
+        case.body = {"name": f"walk-{next(_places)}", **SOUND[case.path]}
+        asked.pop("validate_only", None)
     if str(asked.get("stream")).lower() in ("true", "1", "yes", "on", "t", "y"):
         asked["stream"] = "false"
     if "text/event-stream" in str((case.headers or {}).get("accept")):
