@@ -254,7 +254,9 @@ class ServeDeployer:
     ) -> dict[str, ObservedDeployment]:
         """What shares a base. While another member comes or goes, those that were there answer on."""
         parts = (details.get("deployments") or {}).values()
-        running = any(replica.get("state") == "RUNNING" for part in parts for replica in part.get("replicas") or ())
+        # UPDATING: told of the other member at this moment; requests wait for it.
+        states = {replica.get("state") for part in parts for replica in part.get("replicas") or ()}
+        running = bool(states & {"RUNNING", "UPDATING"})
         found = {}
         for member in members.values():
             one = (member["id"], member["revision"])

@@ -78,6 +78,8 @@ class RayDouble:
         words = shlex.split(entrypoint)
         out, attempt = Path(words[words.index("--out") + 1]), int(words[words.index("--attempt") + 1])
         stop = self._stops[name]
+        if "methods" in json.loads((out / "spec.json").read_text()):
+            return  # nobody here plays a comparison: its driver never says a word
         driver = FakeDriver(out, attempt).start()
         for number in range(self.trials):
             driver.create(number)
