@@ -13,6 +13,7 @@ from service.cli_session import (
     interruptible,
     out,
     plain,
+    print_fields,
     print_json,
     print_table,
     session,
@@ -74,8 +75,7 @@ def dataset_show(ctx: typer.Context, dataset: Ref, as_json: JsonFlag = False) ->
     if as_json:
         print_json(body)
         return
-    shown = {**body, "columns": ", ".join(body["columns"]), "validation": _verdict(body)}
-    print_table(["", ""], [[key, value] for key, value in shown.items() if key != "object"], empty="")
+    print_fields({**body, "validation": _verdict(body)})
 
 
 @dataset_app.command("preview")

@@ -9,7 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli_session import JsonFlag, UserError, WorkFailed, err, out, print_json, print_table, session
+from service.cli_session import (
+    JsonFlag,
+    UserError,
+    WorkFailed,
+    err,
+    out,
+    print_fields,
+    print_json,
+    print_table,
+    session,
+)
 
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of your project.")
 projects_app = typer.Typer(no_args_is_help=True, help="Projects of the installation, for operators.")
@@ -245,9 +255,7 @@ def _shown(body: Json, as_json: bool) -> None:
     if as_json:
         print_json(body)
         return
-    shown = {key: ", ".join(value) if isinstance(value, list) else value for key, value in body.items()}
-    rows = [[key, value] for key, value in shown.items() if key not in ("object", "key")]
-    print_table(["", ""], rows, empty="")
+    print_fields({field: value for field, value in body.items() if field != "key"})
 
 
 def _may(key: Json) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +111,12 @@ def err() -> Console:
 def print_json(value: Any) -> None:
     """Machine-readable output: plain, one document."""
     typer.echo(json.dumps(value, indent=2))
+
+
+def print_fields(body: Mapping[str, Any]) -> None:
+    """One resource, a line a field."""
+    shown = {key: ", ".join(value) if isinstance(value, list) else value for key, value in body.items()}
+    print_table(["", ""], [[key, value] for key, value in shown.items() if key != "object"], empty="")
 
 
 def print_table(columns: list[str], rows: Iterator[list[Any]] | list[list[Any]], *, empty: str) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from service.cli_people import seconds_of
-from service.cli_session import JsonFlag, WorkFailed, out, plain, print_json, print_table, session
+from service.cli_session import JsonFlag, WorkFailed, out, plain, print_fields, print_json, print_table, session
 
 webhook_app = typer.Typer(no_args_is_help=True, help="Addresses that are told of events.")
 
@@ -157,5 +157,4 @@ def _print(body: Json, as_json: bool) -> None:
     if as_json:
         print_json(body)
         return
-    shown = {key: ", ".join(value) if isinstance(value, list) else value for key, value in body.items()}
-    print_table(["", ""], [[key, value] for key, value in shown.items() if key != "object"], empty="")
+    print_fields(body)

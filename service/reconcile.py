@@ -69,13 +69,13 @@ class Reconciler:
         self._examinations = Examinations(store, settings, clock, doctor)
         metrics = metrics or Metrics(clock)
         self._courier = Courier(
-            store, settings, clock, metrics=metrics, transport=webhooks, done=lambda: self._loops[2].wake()
+            store, settings, clock, metrics=metrics, transport=webhooks, done=lambda: self._loops["webhooks"].wake()
         )
         self._housekeeping = housekeeping
         self._housekept_at = float("-inf")
         holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        self._loops = [
-            _Loop(
+        self._loops = {
+            name: _Loop(
                 name,
                 step,
                 glance,
@@ -91,31 +91,31 @@ class Reconciler:
                 ("webhooks", self._courier.step, None),
                 ("datasets", self._step_datasets, None),
             )
-        ]
+        }
 
     def start(self) -> None:
         """Begin to work."""
-        for loop in self._loops:
+        for loop in self._loops.values():
             loop.start()
 
     def stop(self, timeout_s: float = STOP_S) -> None:
         """End after the passes at work, at the latest after `timeout_s`, and hand the leases on."""
         deadline = self._clock.monotonic() + timeout_s
-        for loop in self._loops:
+        for loop in self._loops.values():
             loop.stop()
-        for loop in self._loops:
+        for loop in self._loops.values():
             loop.join(max(0.0, deadline - self._clock.monotonic()))
         self._courier.close()
 
     def wake(self) -> None:
         """There is something new: look now."""
-        for loop in self._loops:
+        for loop in self._loops.values():
             loop.wake()
 
     @property
     def alive(self) -> bool:
         """True while the threads work."""
-        return all(loop.alive for loop in self._loops)
+        return all(loop.alive for loop in self._loops.values())
 
     @property
     def delivering(self) -> bool:
@@ -124,7 +124,7 @@ class Reconciler:
 
     def run_once(self) -> None:
         """One pass over everything that this process has the lease for."""
-        for loop in self._loops:
+        for loop in self._loops.values():
             loop.run_once()
 
     def _step_sweeps(self) -> bool:
@@ -140,7 +140,7 @@ class Reconciler:
         return False
 
     def _step_datasets(self) -> bool:
-        return self._examinations.step(self._loops[-1].holds)
+        return self._examinations.step(self._loops["datasets"].holds)
 
 
 class _Loop:

@@ -155,7 +155,7 @@ class Relay(Searcher):
         """Serve this search from now on; the answer tells whether it is over."""
         with self._lock:
             self._current = search
-            self._wake(*list(self._rests))
+            self._wake(*self._rests)
 
         def over() -> bool:
             with self._lock:
@@ -168,7 +168,7 @@ class Relay(Searcher):
         with self._lock:
             self._closed = True
             self._current = None
-            self._wake(*list(self._rests))
+            self._wake(*self._rests)
 
     def abort(self) -> None:
         """End Tune's loop at its next step, whatever runs."""

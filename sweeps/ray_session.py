@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import socket
 import tempfile
 import threading
@@ -38,7 +37,7 @@ def ray_session(address: str | None, parallel: Parallel) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with _starting:
             if not ray.is_initialized():
-                stack.enter_context(_own(parallel) if address is None else _joined(address))
+                _connect(address, parallel, stack)
         yield
 
 
@@ -67,28 +66,19 @@ def ray_ahead(address: str | None, parallel: Parallel) -> Iterator[None]:
         thread.join()
 
 
-@contextlib.contextmanager
-def _joined(address: str) -> Iterator[None]:
-    try:
+def _connect(address: str | None, parallel: Parallel, stack: contextlib.ExitStack) -> None:
+    """What is to be undone goes onto the stack, whatever goes wrong here."""
+    if address is not None:
+        stack.callback(ray.shutdown)
         _start(address=address, log_to_driver=False)
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _own(parallel: Parallel) -> Iterator[None]:
-    several = parallel.workers_per_trial > 1
+        return
     # A socket's path has at most 107 characters, and Ray adds 60 of its own to this one.
-    short = len(tempfile.gettempdir()) <= 30
-    temporary = Path(tempfile.mkdtemp(prefix="sw", dir=None if short else "/tmp"))
-    try:
-        # Groups of workers come on top of their Tune functions, which wait in a sliver of a core.
-        start_private(temporary, num_cpus=parallel.trials * parallel.workers_per_trial + several, dashboard=several)
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(temporary, ignore_errors=True)
+    place = None if len(tempfile.gettempdir()) <= 30 else "/tmp"
+    home = stack.enter_context(tempfile.TemporaryDirectory(prefix="sw", dir=place, ignore_cleanup_errors=True))
+    stack.callback(ray.shutdown)
+    # Groups of workers come on top of their Tune functions, which wait in a sliver of a core.
+    several = parallel.workers_per_trial > 1
+    start_private(Path(home), num_cpus=parallel.trials * parallel.workers_per_trial + several, dashboard=several)
 
 
 def start_private(temporary: Path, *, num_cpus: int, dashboard: bool) -> None:

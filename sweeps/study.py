@@ -170,11 +170,12 @@ class Study:
 
     def bar(self, ask: Ask) -> float | None:
         """What this trial must beat at the end of its generation if anybody is to go on from it; None: unknown yet."""
-        generation = self._generation(ask.number) if in_generations(self.spec) else 0
+        if ask.until is None:
+            return None
+        generation = self._generation(ask.number)
         first, behind = self._starts[generation : generation + 2]
         earlier = {n: self.outcomes[n] for n in range(first, ask.number) if n in self.outcomes}
-        values = [value_of(outcome) for n, outcome in earlier.items() if self._reached(n, outcome)]
-        return None if ask.until is None else bar(self.spec, behind - first, values)
+        return bar(self.spec, behind - first, [value_of(o) for n, o in earlier.items() if self._reached(n, o)])
 
     def wanted(self) -> set[int]:
         """Numbers of trials whose checkpoints may still be asked for by a later generation."""
