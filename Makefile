@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TESTED := $(VENV)/.installed-test
 
-.PHONY: help install quickstart test quick check bench bench-load bench-sweep ablations clean
+.PHONY: help install quickstart test test-vllm quick check bench bench-load bench-serving bench-sweep ablations clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -28,6 +28,9 @@ quickstart: $(STAMP)  ## practice data -> base model -> sweep -> winner -> deplo
 test: $(TESTED)  ## the whole suite
 	$(BIN)/python -m pytest
 
+test-vllm: $(TESTED)  ## the vllm engine, for real: makes its own virtual environment once, half a GB to download
+	$(BIN)/python -m pytest -m vllm
+
 quick: $(TESTED)  ## the tests that need no Ray and no server, under a minute
 	$(BIN)/python -m pytest -m quick
 
@@ -36,11 +39,14 @@ check: $(TESTED)  ## ruff, mypy --strict, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-load  ## the benchmarks against their baselines, ratios in one run
+bench: bench-load bench-serving  ## the benchmarks against their baselines, ratios in one run
 	$(BIN)/python -m tests.bench
 
 bench-load: $(TESTED)  ## the service under load on SQLite and PostgreSQL, half an hour; exit 1 below a gate
 	$(BIN)/python -m tests.bench.load
+
+bench-serving: $(TESTED)  ## the engines, the way through Serve, and adapters, ten minutes of two idle cores; exit 1 below a bar
+	$(BIN)/python -m tests.bench.serving
 
 bench-sweep: $(TESTED)  ## a whole sweep against Ray Tune + TRL, 30 minutes of two idle cores; renews README's table
 	$(BIN)/python -m tests.bench.sweep --write

@@ -16,7 +16,9 @@ from service.clock import Clock, SystemClock
 from service.ids import new_id
 from service.models import DEFAULT_PROJECT, ApiKey
 from service.models_people import Project
+from service.models_quotas import Quota
 from service.scopes import ROLES, SCOPES, held
+from service.serving.rates import NO_LIMITS, RateLimits
 from service.store import Store, rows_changed
 from simpo.errors import ConfigError
 
@@ -26,6 +28,7 @@ PREFIX = "sk-simpo-"
 _VISIBLE = len(PREFIX) + 4
 _REMEMBERED_S = 5.0  # a revoked key fails at the latest so many seconds later
 _MAX_REMEMBERED = 1024
+_NOTING_S = 0.05  # of a request, until it is its turn to note that its key was used
 NOTED_EVERY = timedelta(minutes=1)
 """How exact `last_used_at` is: one write a minute and key, not one a request."""
 
@@ -44,6 +47,10 @@ class Caller:
     """Id of the project that it sees and changes."""
     role: str | None = None
     """One of `service.scopes.ROLES`; None: its scopes are its own."""
+    limits: RateLimits = NO_LIMITS
+    """What it may ask of models; what changes holds as soon as a revoked key fails."""
+    project_limits: RateLimits = NO_LIMITS
+    """What its project may, by all its keys together."""
 
 
 def create_key(
@@ -148,6 +155,7 @@ class Authenticator:
         now = self._clock.now()
         with self._store.read() as session:
             row = session.scalar(known.where(ApiKey.revoked_at.is_(None), Project.archived_at.is_(None)))
+            quota = None if row is None else session.get(Quota, row.project)
         if row is None:
             return None
         # The index found it by hash, which tells an attacker nothing about the key; the last word is constant-time.
@@ -158,18 +166,28 @@ class Authenticator:
             return None
         self._note_use(row, now)
         scopes = held(row.role, row.scopes)
-        caller = Caller(key_id=row.id, name=row.name, scopes=scopes, project=row.project, role=row.role)
+        caller = Caller(
+            key_id=row.id,
+            name=row.name,
+            scopes=scopes,
+            project=row.project,
+            role=row.role,
+            limits=RateLimits.of(row),
+            project_limits=RateLimits.of(quota),
+        )
         return caller, min(left, _REMEMBERED_S)
 
     def _note_use(self, row: ApiKey, now: datetime) -> None:
         if row.last_used_at is not None and now - row.last_used_at < NOTED_EVERY:
             return
         long_ago = ApiKey.last_used_at.is_(None) | (ApiKey.last_used_at <= now - NOTED_EVERY)
+        # A request waits for this write, and its own may be a read: who changes the key meanwhile is not waited for.
+        unlocked = select(ApiKey.id).where(ApiKey.id == row.id, long_ago).with_for_update(skip_locked=True)
         try:
-            with self._store.write() as session:
-                session.execute(update(ApiKey).where(ApiKey.id == row.id, long_ago).values(last_used_at=now))
+            with self._store.write(patience_s=_NOTING_S) as session:
+                session.execute(update(ApiKey).where(ApiKey.id.in_(unlocked)).values(last_used_at=now))
         except DBAPIError as error:
-            # Reading goes on while nothing can be written.
+            # Reading goes on while nothing can be written; the next look-up of the key tries again.
             log.warning("the use of %s could not be noted: %s", row.id, type(error).__name__)
 
 

@@ -13,8 +13,10 @@ from service.auth import PREFIX, Caller
 from service.clock import Clock
 from service.errors import Forbidden
 from service.models_people import Project
+from service.models_quotas import Quota
 from service.oidc import Identity, Oidc
 from service.scopes import ROLES
+from service.serving.rates import RateLimits
 from service.store import Store
 
 _REMEMBERED_S = 5.0  # a project that was closed is so at the latest so many seconds later
@@ -93,16 +95,19 @@ class TokenAuthenticator:
             raise _no_place(f"none of the roles {', '.join(ROLES)}")
         if len(who.projects) != 1:
             raise _no_place("no project" if not who.projects else "more than one project")
-        project = self._project(who.projects[0])
+        project, limits = self._project(who.projects[0])
         if project is None:
             raise _no_place("a project that there is not")
-        return Caller(key_id=who.id, name=who.name, scopes=ROLES[role], project=project, role=role)
+        return Caller(
+            key_id=who.id, name=who.name, scopes=ROLES[role], project=project, role=role, project_limits=limits
+        )
 
-    def _project(self, named: str) -> str | None:
-        """Its id, if it is there and open."""
+    def _project(self, named: str) -> tuple[str | None, RateLimits]:
+        """Its id, if it is there and open, and what all who belong to it may ask of models together."""
         mine = (Project.id == named) | (Project.name == named)
         with self._store.read() as session:
-            return session.scalar(select(Project.id).where(mine, Project.archived_at.is_(None)))
+            id = session.scalar(select(Project.id).where(mine, Project.archived_at.is_(None)))
+            return id, RateLimits.of(None if id is None else session.get(Quota, id))
 
 
 def _no_place(what: str) -> Forbidden:

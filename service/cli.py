@@ -11,12 +11,14 @@ from service.cli_chat import chat
 from service.cli_comparisons import comparison_app
 from service.cli_data import PASSED_ON, doctor, score
 from service.cli_datasets import dataset_app
-from service.cli_edits import EDIT_COMMANDS
+from service.cli_edits import EDIT_COMMANDS, RUN_COMMANDS
+from service.cli_feedback import feedback_app
 from service.cli_models import deploy_app
 from service.cli_people import audit_app, keys_app, projects_app
 from service.cli_promotions import model_app, promote, promotion_app
 from service.cli_quickstart import quickstart
 from service.cli_quotas import capacity, quotas_app
+from service.cli_rollout import rollout_app
 from service.cli_session import DEFAULT_HOME, OneSentence, Session
 from service.cli_stack import down, status, up
 from service.cli_sweeps import run_app, sweep_app
@@ -81,10 +83,14 @@ def root(
 
 for name, edit_command in EDIT_COMMANDS.items():
     sweep_app.command(name)(edit_command)
+for name, run_command in RUN_COMMANDS.items():
+    run_app.command(name)(run_command)
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(run_app, name="run")
 app.add_typer(comparison_app, name="comparison")
 app.add_typer(dataset_app, name="dataset")
+app.add_typer(feedback_app, name="feedback")
+deploy_app.add_typer(rollout_app)
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(promotion_app, name="promotion")
 app.add_typer(model_app, name="model")

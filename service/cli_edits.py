@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -22,6 +22,7 @@ from service.client_edits import Edits
 from sweeps.yaml_text import read_yaml
 
 Ref = Annotated[str, typer.Argument(help="Name or id of the sweep.", show_default=False)]
+RunRef = Annotated[str, typer.Argument(help="Name or id of the run.", show_default=False)]
 TrialRef = Annotated[str, typer.Argument(help="Its id, or its number.", show_default=False)]
 Wait = Annotated[bool, typer.Option(help="Stay until the sweep's driver has answered.")]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.", min=0)]
@@ -156,6 +157,27 @@ EDIT_COMMANDS: Mapping[str, Callable[..., None]] = {
 """Commands of `simpo sweep`, by name."""
 
 
+def pause_run(
+    ctx: typer.Context, run: RunRef, wait: Wait = True, timeout_s: Timeout = 60.0, as_json: JsonFlag = False
+) -> None:
+    """Hold the training before its next step; the wall clock's budget stands still.
+
+    Exit codes: 0 applied, 1 refused or not answered in time, 2 something to correct.
+    """
+    _ask(ctx, run, lambda edits, id: edits.pause(id), wait, timeout_s, as_json, kind="runs")
+
+
+def resume_run(
+    ctx: typer.Context, run: RunRef, wait: Wait = True, timeout_s: Timeout = 60.0, as_json: JsonFlag = False
+) -> None:
+    """Go on after a pause."""
+    _ask(ctx, run, lambda edits, id: edits.resume(id), wait, timeout_s, as_json, kind="runs")
+
+
+RUN_COMMANDS: Mapping[str, Callable[..., None]] = {"pause": pause_run, "resume": resume_run}
+"""Commands of `simpo run`, by name."""
+
+
 def _ask(
     ctx: typer.Context,
     sweep: str,
@@ -163,13 +185,16 @@ def _ask(
     wait: bool,
     timeout_s: float,
     as_json: bool,
+    *,
+    kind: Literal["sweeps", "runs"] = "sweeps",
 ) -> None:
     with session(ctx).connect() as client:
-        sweep_id = client.find("sweeps", sweep).id
-        edit = wish(client.edits, sweep_id)
+        sweep_id = client.find(kind, sweep).id
+        edits = client.edits if kind == "sweeps" else client.run_edits
+        edit = wish(edits, sweep_id)
         if wait:
-            with interruptible(f"stopped waiting; the edit stays: simpo sweep edits {sweep}"):
-                edit = client.edits.wait(sweep_id, edit["id"], timeout_s=timeout_s)
+            with interruptible(f"stopped waiting; the edit stays, and is answered in its time: {sweep_id}"):
+                edit = edits.wait(sweep_id, edit["id"], timeout_s=timeout_s)
     told = f"edit {edit['number']} ({edit['action']}) is {edit['state']}: {edit['message']}"
     if as_json:
         print_json(edit)

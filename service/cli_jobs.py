@@ -154,7 +154,8 @@ def events(ctx: typer.Context, kind: Kind, ref: str, *, to_the_end: bool, as_jso
 def why(resource: Resource) -> str:
     """One sentence on the state of a resource, the most telling one that the service gave."""
     error = resource.body.get("error") or {}
-    return plain(str(error.get("message") or resource.body.get("message") or resource.reason))
+    said = str(error.get("message") or resource.body.get("message") or resource.reason)
+    return plain(f"{said} (stale since {resource.stale_since})" if resource.stale_since else said)
 
 
 def result_lines(body: Mapping[str, Any]) -> list[str]:

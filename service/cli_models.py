@@ -1,11 +1,13 @@
 """`simpo deploy ...`: models behind an address."""
 
-from typing import Annotated
+from enum import StrEnum
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from service.cli_jobs import KINDS, why
+from service.cli_people import seconds_of
 from service.cli_session import (
     JsonFlag,
     UserError,
@@ -25,6 +27,21 @@ deploy_app = typer.Typer(no_args_is_help=True, help="Put a trained model behind 
 _SETTLED = frozenset({"READY", "FAILED"})
 
 
+ComparisonName = Annotated[
+    str | None, typer.Option("--comparison", "-c", help="Name or id of a comparison.", show_default=False)
+]
+MethodName = Annotated[
+    str | None, typer.Option("--method", help="Of the comparison; else the one that leads.", show_default=False)
+]
+
+
+class Engine(StrEnum):
+    """What generates the text of a deployment."""
+
+    TRANSFORMERS = "transformers"
+    VLLM = "vllm"
+
+
 @deploy_app.command("create")
 def deploy_create(
     ctx: typer.Context,
@@ -36,23 +53,36 @@ def deploy_create(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="MODEL@production, in the place of a sweep: it is followed.")
     ] = None,
+    comparison: ComparisonName = None,
+    method: MethodName = None,
+    engine: Annotated[Engine | None, typer.Option(help="What generates the text; transformers unless told.")] = None,
+    idle: Annotated[
+        str | None,
+        typer.Option(help="Sleep after so long without a request, e.g. 10m; else it never does.", show_default=False),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Stay until it answers.")] = True,
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.", min=1)] = 300.0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Deploy a checkpoint of a finished sweep.
+    """Deploy a checkpoint of a finished sweep, or a winner of a comparison.
 
     \b
     Examples:
       simpo deploy create winner --sweep my-sweep
       simpo deploy create chat --model chat@production
+      simpo deploy create dpo --comparison both --method dpo
       simpo deploy create base --sweep my-sweep --checkpoint base --no-wait
     """
-    if (sweep is None) == (model is None):
-        raise UserError("give --sweep, or --model with an alias, e.g. --model chat@production")
+    if sum(each is not None for each in (sweep, model, comparison)) != 1:
+        raise UserError("give --sweep, or --comparison, or --model with an alias, e.g. --model chat@production")
+    if method is not None and comparison is None:
+        raise UserError("--method: is for --comparison")
     with session(ctx).connect() as client:
         source = None if sweep is None else find_job(client, sweep).id
-        deployment = client.deploy(name, sweep=source, checkpoint=checkpoint, model=model)
+        compared = None if comparison is None else client.find("comparisons", comparison).id
+        more: dict[str, Any] = {"comparison": compared, "method": method, "engine": engine and engine.value}
+        more["idle_s"] = None if idle is None else int(seconds_of(idle))
+        deployment = client.deploy(name, sweep=source, checkpoint=checkpoint, model=model, **more)
         if wait:
             with interruptible(f"stopped waiting; {name} is still coming: simpo deploy list"):
                 deployment = client.wait("deployments", deployment.id, until=_SETTLED, timeout_s=timeout_s)

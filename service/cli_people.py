@@ -30,6 +30,12 @@ KeyId = Annotated[str, typer.Argument(help="Its id: key_...", show_default=False
 ProjectOption = Annotated[
     str | None, typer.Option(help="Name or id of another project, for operators.", show_default=False)
 ]
+_NONE = "A number, or none."
+PerMinute = Annotated[str | None, typer.Option(help=f"Completions within a minute. {_NONE}", show_default=False)]
+TokensPerMinute = Annotated[
+    str | None, typer.Option(help=f"Tokens read and written within a minute. {_NONE}", show_default=False)
+]
+TokensPerDay = Annotated[str | None, typer.Option(help=f"The same within 24 hours. {_NONE}", show_default=False)]
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -53,6 +59,9 @@ def keys_create(
     expires_in: Annotated[
         str | None, typer.Option(help="E.g. 90d, 12h: when it ends by itself.", show_default=False)
     ] = None,
+    requests_per_minute: PerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    tokens_per_day: TokensPerDay = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Make a key. Its secret is printed this once: nobody can show it again.
@@ -60,13 +69,16 @@ def keys_create(
     \b
     Examples:
       simpo keys create ci --role member --expires-in 90d
-      simpo keys create chat-only --scope inference
+      simpo keys create chat-only --scope inference --requests-per-minute 60 --tokens-per-day 1000000
       simpo keys create first --role admin --project north
     """
     end = None if expires_in is None else datetime.now(UTC) + timedelta(seconds=seconds_of(expires_in))
+    limits = limits_given(requests_per_minute, tokens_per_minute, tokens_per_day)
     with session(ctx).connect() as client:
         expires_at = None if end is None else end.isoformat()
-        made = client.keys.create(name, role=role, scopes=scope or None, project=project, expires_at=expires_at)
+        made = client.keys.create(
+            name, role=role, scopes=scope or None, project=project, expires_at=expires_at, limits=limits
+        )
     _secret(made, as_json)
 
 
@@ -109,6 +121,24 @@ def keys_rotate(
     with session(ctx).connect() as client:
         made = client.keys.rotate(key, grace_s=seconds_of(grace))
     _secret(made, as_json)
+
+
+@keys_app.command("limit")
+def keys_limit(
+    ctx: typer.Context,
+    key: KeyId,
+    requests_per_minute: PerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    tokens_per_day: TokensPerDay = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Change what a key may ask of models. What is not given stays; `none` lifts a limit."""
+    limits = limits_given(requests_per_minute, tokens_per_minute, tokens_per_day)
+    if not limits:
+        raise UserError("nothing to change: give --requests-per-minute, --tokens-per-minute or --tokens-per-day")
+    with session(ctx).connect() as client:
+        body = client.keys.limit(key, **limits)
+    _shown(body, as_json)
 
 
 @keys_app.command("revoke")
@@ -235,6 +265,26 @@ def seconds_of(text: str) -> float:
     return float(int(match[1]) * _UNITS[match[2]])
 
 
+def limits_given(
+    requests_per_minute: str | None, tokens_per_minute: str | None, tokens_per_day: str | None
+) -> dict[str, int | None]:
+    """Those that were given, as the API takes them. Raises `UserError`."""
+    given = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "tokens_per_day": tokens_per_day,
+    }
+    return {name: _limit(name, text) for name, text in given.items() if text is not None}
+
+
+def _limit(name: str, text: str) -> int | None:
+    if text == "none":
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise UserError(f"--{name.replace('_', '-')}: must be a number or none, not {text!r}")
+    return int(text)
+
+
 def _written(to: Path, lines: Iterable[str]) -> int:
     with to.open("w", encoding="utf-8") as file:
         return sum(file.write(f"{line}\n") > 0 for line in lines)
@@ -255,7 +305,8 @@ def _shown(body: Json, as_json: bool) -> None:
     if as_json:
         print_json(body)
         return
-    print_fields({field: value for field, value in body.items() if field != "key"})
+    shown = {field: value for field, value in body.items() if field not in ("key", "limits")}
+    print_fields({**shown, **body.get("limits", {})})
 
 
 def _may(key: Json) -> str:

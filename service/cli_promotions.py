@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from service.cli_jobs import why
-from service.cli_models import find_job
+from service.cli_models import ComparisonName, MethodName, find_job
 from service.cli_session import (
     JsonFlag,
     UserError,
@@ -38,6 +38,8 @@ def promote(
         str | None, typer.Argument(help="Name or id of the sweep or run; or give --version.", show_default=False)
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="winner, base, or the id of a trial.")] = "winner",
+    comparison: ComparisonName = None,
+    method: MethodName = None,
     version: Annotated[int | None, typer.Option(help="A registered version, in the place of a sweep.")] = None,
     gate: Annotated[
         Path | None, typer.Option(help="The gate, YAML or JSON; without it, the default one.", show_default=False)
@@ -53,17 +55,23 @@ def promote(
     Examples:
       simpo promote my-sweep --model chat
       simpo promote my-sweep --model chat --auto --gate gate.yaml
+      simpo promote --comparison both --method dpo --model chat
       simpo promotion approve chat
     """
-    if (sweep is None) == (version is None):
-        raise UserError("name a sweep, or one of the model's versions with --version")
+    if sum(each is not None for each in (sweep, comparison, version)) != 1:
+        raise UserError("name a sweep, a comparison with --comparison, or one of the model's versions with --version")
+    if method is not None and comparison is None:
+        raise UserError("--method: is for --comparison")
     wanted = "default" if gate is None else _gate(gate)
     with session(ctx).connect() as client:
         source = None if sweep is None else find_job(client, sweep).id
+        compared = None if comparison is None else client.find("comparisons", comparison).id
         promotion = client.promote(
             model,
             sweep=source,
             checkpoint=checkpoint,
+            comparison=compared,
+            method=method,
             version=version,
             gate=wanted,
             approval="auto" if auto else "manual",

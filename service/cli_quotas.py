@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from service.cli_people import PerMinute, TokensPerDay, TokensPerMinute, limits_given
 from service.cli_session import JsonFlag, UserError, out, plain, print_json, print_table, session
 
 Project = Annotated[
@@ -46,10 +47,13 @@ def set_quotas(
     period: Annotated[
         str | None, typer.Option(help="Of the hours: month, total, or default.", show_default=False)
     ] = None,
+    requests_per_minute: PerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    tokens_per_day: TokensPerDay = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Change a project's quotas, for operators. What is not given stays; what runs goes on."""
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {**limits_given(requests_per_minute, tokens_per_minute, tokens_per_day)}
     if sweeps is not None:
         given["concurrent_sweeps"] = _limit(int, "--sweeps", sweeps)
     if trials is not None:
@@ -59,7 +63,7 @@ def set_quotas(
     if period is not None:
         given["period"] = None if period == "default" else period
     if not given:
-        raise UserError("nothing to change: give --sweeps, --trials, --hours or --period")
+        raise UserError("nothing to change: give --sweeps, --trials, --hours, --period or a limit of inference")
     with session(ctx).connect() as client:
         told = client.quotas.set(project, **given)
     print_json(told) if as_json else _show(told)
@@ -89,6 +93,9 @@ def _show(told: dict[str, Any]) -> None:
         text = f"{words} {period}" if name == "accelerator_hours" else words
         rows.append([text, *("unlimited" if each is None else f"{each:g}" for each in (limit, used, left))])
     print_table([f"quota of {told['project']}", "limit", "used", "left"], rows, empty="")
+    for name, limit in told["inference"].items():
+        if limit is not None:
+            out().print(plain(f"{name.replace('_', ' ')} of models: {limit}"), markup=False)
     if told["promised_hours"]:
         out().print(plain(f"{told['promised_hours']:g} h are promised to running sweeps"), markup=False)
     keys = ("place", "name", "kind", "priority", "reason", "message")

@@ -44,6 +44,12 @@ class Resource:
     body: Json
     """The whole JSON object."""
 
+    @property
+    def stale_since(self) -> str | None:
+        """While the cluster does not answer: since when (RFC 3339) the state may be older than the facts."""
+        since = self.body.get("stale_since")
+        return None if since is None else str(since)
+
     @classmethod
     def parse(cls, body: Json) -> Self:
         """From the JSON of any resource; fields this client does not know stay in `body`."""
@@ -181,10 +187,24 @@ class Client(Topics):
     # -- deployments
 
     def deploy(
-        self, name: str, *, sweep: str | None = None, checkpoint: str = "winner", model: str | None = None
+        self,
+        name: str,
+        *,
+        sweep: str | None = None,
+        checkpoint: str = "winner",
+        model: str | None = None,
+        comparison: str | None = None,
+        method: str | None = None,
+        engine: Literal["transformers", "vllm"] | None = None,
+        idle_s: int | None = None,
     ) -> Resource:
-        """Ask for a deployment: of a sweep's `checkpoint` (winner, base, or the id of a trial), or of MODEL@ALIAS."""
-        source = {"model": model} if model is not None else {"sweep": sweep, "checkpoint": checkpoint}
+        """Ask for a deployment: of a sweep's `checkpoint` (winner, base, or the id of a trial), of the winner of a
+        comparison's `method` (None: the one that leads), or of MODEL@ALIAS. `idle_s`: see `rollout.scale`."""
+        source: Json = {"model": model} if model is not None else {"sweep": sweep, "checkpoint": checkpoint}
+        if comparison is not None:
+            source = {"comparison": comparison, "method": method}
+        source |= {} if engine is None else {"engine": engine}
+        source |= {} if idle_s is None else {"min_replicas": 0, "idle_s": idle_s}
         return self.create("deployments", {"name": name, **source})
 
     def promote(
@@ -193,13 +213,17 @@ class Client(Topics):
         *,
         sweep: str | None = None,
         checkpoint: str = "winner",
+        comparison: str | None = None,
+        method: str | None = None,
         version: int | None = None,
         gate: Any = "default",
         approval: Literal["manual", "auto"] = "manual",
         idempotency_key: str | None = None,
     ) -> Resource:
-        """Ask that a checkpoint of a sweep, or a registered version, take the champion's place."""
-        source = {"version": version} if version is not None else {"sweep": sweep, "checkpoint": checkpoint}
+        """Ask that a sweep's checkpoint, a comparison's winner or a version take the champion's place; see `deploy`."""
+        source: Json = {"version": version} if version is not None else {"sweep": sweep, "checkpoint": checkpoint}
+        if comparison is not None:
+            source = {"comparison": comparison, "method": method}
         body = {"model": model, **source, "gate": gate, "approval": approval}
         return self.create("promotions", body, idempotency_key=idempotency_key)
 
@@ -253,9 +277,7 @@ class Client(Topics):
                 raise WaitTimeout(kind, id, resource.state, resource.reason, timeout_s)
             self._sleep(poll_s)
 
-    def events(
-        self, kind: Told, id: str, *, after: str | None = None, patience_s: float = 120.0
-    ) -> Iterator[Event]:
+    def events(self, kind: Told, id: str, *, after: str | None = None, patience_s: float = 120.0) -> Iterator[Event]:
         """Every event once, in order, until the sweep or run is over.
 
         A broken stream is taken up again after the last event seen. Raises `ServiceUnreachable` when nothing was heard

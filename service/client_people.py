@@ -1,6 +1,6 @@
 """Keys, projects and the audit log through the client: `Client.keys`, `Client.projects`, `Client.audit`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -33,10 +33,16 @@ class Keys:
         scopes: Sequence[str] | None = None,
         project: str | None = None,
         expires_at: str | None = None,
+        limits: Mapping[str, int | None] | None = None,
     ) -> Json:
-        """A new key; `key` is the secret, shown this once. `expires_at`: RFC 3339 with a zone."""
+        """A new key; `key` is the secret, shown this once. `expires_at`: RFC 3339 with a zone.
+
+        `limits`: what it may ask of models, any of requests_per_minute, tokens_per_minute, tokens_per_day.
+        """
         body: Json = {"name": name, "role": role, "scopes": None if scopes is None else list(scopes)}
-        return self._post("/v1/keys", {**body, "project": project, "expires_at": expires_at})
+        return self._post(
+            "/v1/keys", {**body, "project": project, "expires_at": expires_at, "limits": dict(limits or {})}
+        )
 
     def iterate(self, **filters: str) -> Iterator[Json]:
         """Keys of the project, newest first; filters: state, name, project."""
@@ -49,6 +55,10 @@ class Keys:
     def rotate(self, key_id: str, *, grace_s: float = 24 * 3600.0) -> Json:
         """A new secret in `key`, shown this once; the one before goes on for `grace_s` seconds."""
         return self._post(f"/v1/keys/{quote(key_id, safe='')}/rotate", {"grace_s": grace_s})
+
+    def limit(self, key_id: str, **limits: int | None) -> Json:
+        """Change the limits that are given (`create` names them); None lifts one."""
+        return self._post(f"/v1/keys/{quote(key_id, safe='')}/limits", dict(limits))
 
     def revoke(self, key_id: str) -> Json:
         """End a key for good."""

@@ -25,8 +25,9 @@ class Quotas:
     def set(self, project: str, *, if_match: str = "*", **quotas: Any) -> Json:
         """Change the quotas that are given: a number, "unlimited", or None for the installation's default.
 
-        concurrent_sweeps, concurrent_trials, accelerator_hours; period: month or total. `if_match`: the ETag of what
-        was read, where nothing must have changed since (412). For operators.
+        concurrent_sweeps, concurrent_trials, accelerator_hours; period: month or total; of what is asked of models,
+        requests_per_minute, tokens_per_minute, tokens_per_day. `if_match`: the ETag of what was read, where nothing
+        must have changed since (412). For operators.
         """
         headers = {"If-Match": if_match}
         body: Json = self._send("PATCH", _path(project), json=quotas, headers=headers).json()

@@ -7,8 +7,10 @@ import httpx
 
 from service.client_datasets import Datasets
 from service.client_edits import Edits
+from service.client_feedback import Feedback
 from service.client_people import Audit, Keys, Projects
 from service.client_quotas import Quotas
+from service.client_rollout import Rollout
 from service.client_webhooks import Webhooks
 
 Json = dict[str, Any]
@@ -45,6 +47,16 @@ class Topics:
         return Edits(self._post, self._call, self._pages, self._sleep, self._clock)
 
     @property
+    def run_edits(self: _Calls) -> Edits:
+        """The same of a run, which can be paused and resumed."""
+        return Edits(self._post, self._call, self._pages, self._sleep, self._clock, kind="runs")
+
+    @property
+    def feedback(self: _Calls) -> Feedback:
+        """What people said of answers, and the dataset that it makes."""
+        return Feedback(self._post, self._call, self._pages)
+
+    @property
     def keys(self: _Calls) -> Keys:
         """API keys of the project."""
         return Keys(self._post, self._call, self._pages)
@@ -58,6 +70,11 @@ class Topics:
     def quotas(self: _Calls) -> Quotas:
         """What projects may take, what they take, and how full the installation is."""
         return Quotas(self._call, self._send)
+
+    @property
+    def rollout(self: _Calls) -> Rollout:
+        """Candidates beside the champions of deployments."""
+        return Rollout(self._post, self._call, self._send)
 
     @property
     def webhooks(self: _Calls) -> Webhooks:

@@ -175,10 +175,10 @@ class RayJobs:
 
 
 def driver_command(
-    python: str, run_dir: Path, attempt: int, *, verb: str = "run", public_judge: bool = False
+    python: str, run_dir: str | Path, attempt: int, *, verb: str = "run", public_judge: bool = False
 ) -> str:
     """The entrypoint: a constant form around generated ids, because Ray gives it to a shell. `verb`: or evaluate."""
-    arguments = [python, "-m", "sweeps", verb, str(run_dir / "spec.json"), "--out", str(run_dir)]
+    arguments = [python, "-m", "sweeps", verb, f"{run_dir}/spec.json", "--out", str(run_dir)]
     return shlex.join([*arguments, "--attempt", str(attempt), *(["--public-judge"] if public_judge else [])])
 
 

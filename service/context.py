@@ -15,6 +15,10 @@ from service.drain import Drain
 from service.idempotency import Posts, checked_key
 from service.metrics import Metrics
 from service.reconcile import Reconciler
+from service.serving.arms import Arms
+from service.serving.directory import Directory
+from service.serving.meter import Meter
+from service.serving.waking import Waking
 from service.settings import Settings
 from service.shown import Shown
 from service.store import Store
@@ -43,13 +47,20 @@ class Context:
     drain: Drain
     models: httpx.AsyncClient
     """To Ray Serve; knows neither our keys nor the caller's."""
+    directory: Directory
+    meter: Meter
+    arms: Arms
+    waking: Waking
     recorder: Recorder | None = None
     """In a request: who notes what it changes."""
 
     def within(self, project: str) -> "Context":
         """As another project sees it: for operators, who may look after all of them."""
-        store = self.everything.within(project, self.recorder)
-        return replace(self, store=store, posts=self.posts.over(store))
+        return self._narrowed(project, self.recorder)
+
+    def _narrowed(self, project: str, recorder: Recorder | None) -> "Context":
+        store = self.everything.within(project, recorder)
+        return replace(self, store=store, posts=self.posts.over(store), recorder=recorder)
 
 
 async def _context(request: Request) -> Context:
@@ -64,7 +75,7 @@ async def _context(request: Request) -> Context:
         named=tuple(str(value) for value in request.path_params.values()),
         request_id=request.state.request_id,
     )
-    return replace(context, recorder=Recorder(asked, context.clock)).within(caller.project)
+    return context._narrowed(caller.project, Recorder(asked, context.clock))
 
 
 async def _caller(request: Request) -> Caller:

@@ -102,23 +102,12 @@ def file_of(settings: Settings, row: Dataset) -> Path:
 
 def ready(session: Session, dataset_id: str) -> Dataset:
     """One that is there. Raises NotFound (404), for a deleted one too."""
-    row = session.get(Dataset, dataset_id)
-    if row is None or row.state == DatasetState.DELETED:
-        raise no_such_dataset(dataset_id)
-    return row
+    return _there(session.get(Dataset, dataset_id), dataset_id)
 
 
 def lock_dataset(session: Session, dataset_id: str) -> Dataset:
-    """The row, ours until the transaction ends. Raises NotFound (404)."""
-    row = session.scalar(select(Dataset).where(Dataset.id == dataset_id).with_for_update())
-    if row is None:
-        raise no_such_dataset(dataset_id)
-    return row
-
-
-def no_such_dataset(dataset_id: str) -> NotFound:
-    """404."""
-    return NotFound(f"There is no dataset {dataset_id}.")
+    """The row, ours until the transaction ends. Raises NotFound (404), for a deleted one too."""
+    return _there(session.scalar(select(Dataset).where(Dataset.id == dataset_id).with_for_update()), dataset_id)
 
 
 def located(session: Session, settings: Settings, dataset_id: str) -> Path | None:
@@ -132,7 +121,6 @@ def want_validation(
 ) -> Dataset:
     """Record the wish for a report; the reconciler has it made. One that waits or runs is replaced by this one."""
     row = lock_dataset(session, dataset_id)
-    ready(session, dataset_id)
     row.validation, row.validation_request = Validation.PENDING, dict(request)
     row.validation_message = "Waits for its turn."
     text = "Validation requested."
@@ -181,6 +169,17 @@ def forget_files(session: Session, settings: Settings, now: datetime) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _there(row: Dataset | None, dataset_id: str) -> Dataset:
+    if row is None:
+        raise NotFound(f"There is no dataset {dataset_id}.")
+    if row.state == DatasetState.DELETED:
+        raise NotFound(
+            f"Dataset {dataset_id} was deleted. What read it still names it; GET /v1/datasets?state=DELETED lists it.",
+            code="dataset_deleted",
+        )
+    return row
 
 
 def _live() -> Any:

@@ -22,12 +22,13 @@ from service.models import Sweep, Trial
 from service.models_edits import SweepEdit
 from service.plain_types import check_types
 from service.rows import lock_sweep, no_such
+from service.run_dirs import run_of
 from service.settings import Settings
 from service.states import LIVE, TRIAL_OVER, EditState, allowed_verbs
 from service.store import Store
 from sweeps.control import APPLIED, EDITS, parse_edit
 from sweeps.faults import SpecError
-from sweeps.run_dir import Record, RunDir, RunDirError, UnwritableRunDir
+from sweeps.run_dir import Record, RunDirError, UnwritableRunDir
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +49,19 @@ def checked_edit(action: str, body: Mapping[str, Any], trial_id: str | None = No
     return values
 
 
-def want_edit(session: Session, sweep_id: str, edit: Mapping[str, Any], caller: Caller, now: datetime) -> SweepEdit:
-    """Store the wish to change a sweep. Raises NotFound (404), or Conflict (409) where its state does not allow it."""
+def want_edit(
+    session: Session, kind: str, sweep_id: str, edit: Mapping[str, Any], caller: Caller, now: datetime
+) -> SweepEdit:
+    """Store the wish to change a sweep or run. Raises NotFound (404), or Conflict (409) where its state forbids it."""
     sweep, action = lock_sweep(session, sweep_id), str(edit["action"])
-    if sweep is None or sweep.kind != "sweep":
-        raise no_such("sweep", sweep_id)
+    if sweep is None or sweep.kind != kind:
+        raise no_such(kind, sweep_id)
     allowed = allowed_verbs(sweep.state)
     if "cancel" not in allowed:  # what can still be cancelled can still be changed
-        raise illegal_transition("sweep", sweep.state, action, allowed)
+        raise illegal_transition(kind, sweep.state, action, allowed)
     if sweep.desired == "CANCEL":
         why: dict[str, Any] = {"current_state": sweep.state, "allowed": allowed}
-        raise Conflict("This sweep is about to be cancelled.", code="illegal_transition", facts=why)
+        raise Conflict(f"This {kind} is about to be cancelled.", code="illegal_transition", facts=why)
     trial_id = edit.get("trial_id")
     if trial_id is not None:
         _check_trial(session, sweep, str(trial_id), action)
@@ -126,7 +129,7 @@ def publish(store: Store, settings: Settings, clock: Clock, sweep_id: str, failp
     with store.read() as session:
         query = select(SweepEdit).where(SweepEdit.sweep_id == sweep_id, unwritten).order_by(SweepEdit.number)
         found = session.scalars(query).all()
-    run = RunDir(settings.run_dir(sweep_id))
+    run = run_of(settings, sweep_id)
     for row in found:
         try:
             run.put_edit(row.number, row.edit)

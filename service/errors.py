@@ -87,7 +87,7 @@ class Stale(ServiceError):
 
 
 class TooSlow(ServiceError):
-    """The body did not come: the connection is for others."""
+    """The body, or the head before it, did not come: the connection is for others."""
 
     status, code, retryable = 408, "body_too_slow", True
 
@@ -112,6 +112,22 @@ class PreconditionRequired(ServiceError):
     status, code = 428, "if_match_required"
 
 
+class TooMany(ServiceError):
+    """A limit of the caller's; its headers say which, and when to ask again."""
+
+    status, code, retryable = 429, "rate_limit_exceeded", True
+
+
+class HeadTooLarge(ServiceError):
+    """Of a request whose headers go on and on. The connection is for others."""
+
+    status, code = 431, "headers_too_large"
+
+    def __init__(self, detail: str, **kw: Any) -> None:
+        super().__init__(detail, **kw)
+        self.headers = {"connection": "close", **self.headers}
+
+
 class Unavailable(ServiceError):
     """Something behind us does not answer; later it may."""
 
@@ -131,11 +147,13 @@ _PAST: Mapping[str, str] = {
     "delete": "deleted",
     "enable": "enabled",
     "extend": "extended",
+    "limit": "given other limits",
     "pause": "paused",
     "resume": "resumed",
     "retry": "tried again",
     "rollback": "rolled back",
     "rotate": "given a new secret",
+    "scale": "told when to sleep",
     "space": "given another space",
     "stop": "stopped",
     "stop_trial": "asked to stop a trial",

@@ -10,8 +10,10 @@ from sqlalchemy.orm import Session
 
 from service.datasets import datasets_of
 from service.errors import Invalid, invalid, pointer_of
-from service.models import EVALUATION, Sweep
+from service.models import EVALUATION
+from service.origins import Origin, origin_of
 from service.rows import Order
+from service.run_dirs import place_in_bucket
 from service.settings import Settings
 from service.winners import Chosen
 from simpo.errors import ConfigError
@@ -45,7 +47,7 @@ def gate_of(given: Any) -> Gate:
     return gate
 
 
-def gate_on(gate: Gate, sweep: Sweep) -> Gate:
+def gate_on(gate: Gate, sweep: Origin) -> Gate:
     """Written out for the candidate's sweep. Raises Invalid (422) for what cannot be measured there."""
     try:
         return gate_for(gate, SweepSpec.model_validate(sweep.plan))
@@ -57,7 +59,7 @@ def evaluation_order(
     session: Session, settings: Settings, name: str, candidate: Contender, champion: Contender | None, gate: Any
 ) -> Order:
     """The order to compare the candidate with the champion, or with its own base where there is none."""
-    sweep = session.get_one(Sweep, candidate.chosen.sweep_id)
+    sweep = origin_of(session, settings, candidate.chosen.sweep_id, candidate.chosen.checkpoint)
     base = {"path": _base_of(settings, sweep), "label": f"base of {sweep.name}"}
     spec = EvaluationSpec.model_validate(
         {
@@ -79,9 +81,11 @@ def _subject(contender: Contender) -> Mapping[str, str]:
     return {"path": contender.chosen.path, "label": contender.label}
 
 
-def _base_of(settings: Settings, sweep: Sweep) -> str:
-    """Its directory, or the hub id that the driver has found."""
+def _base_of(settings: Settings, sweep: Origin) -> str:
+    """Its directory, its place in a bucket, or the hub id that the driver has found."""
     given = str(((sweep.result or {}).get("base") or {}).get("checkpoint"))
+    if place := place_in_bucket(settings, sweep.id, given):
+        return place
     path = (settings.run_dir(sweep.id) / given).resolve()
     return str(path) if (path / "config.json").is_file() else given
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 
 from service.models import Attempt, Sweep
+from service.run_dirs import run_of
 from service.settings import Settings
 from service.states import TERMINAL
 from service.store import Store
@@ -31,6 +32,7 @@ def late_records(
         before = session.scalars(select(Attempt).where(earlier).order_by(Attempt.n)).all()
     late = []
     for past in before:
+        run.place.refresh_attempt(past.n)
         told = read_journal(run.attempt(past.n), past.journal_seq)
         late.append((past.n, [record for record in told if record["seq"] <= read.get(str(past.n), 0)]))
     return late
@@ -43,13 +45,14 @@ def fence_off(store: Store, settings: Settings, attempt: Attempt) -> None:
     """
     with store.read() as session:
         sweep = session.get_one(Sweep, attempt.sweep_id)
-    run = RunDir(settings.run_dir(sweep.id))
-    if sweep.state not in TERMINAL or sweep.attempt != attempt.n or run.highest() != attempt.n:
+    run = run_of(settings, sweep.id)
+    if sweep.state not in TERMINAL or sweep.attempt != attempt.n:
         return
-    if read_result(run.attempt(attempt.n)) is not None:
-        return  # it has ended
     try:
-        run.claim(attempt.n + 1)
+        run.place.refresh_attempt(attempt.n)
+        # What has a result has ended.
+        if run.highest() == attempt.n and read_result(run.attempt(attempt.n)) is None:
+            run.claim(attempt.n + 1)
     except AttemptClaimed:
         pass  # somebody did that before
     except StorageError as error:

@@ -18,6 +18,7 @@ from service.models_data import Dataset
 from service.orders import run_order, sweep_order
 from service.reach import check_reach
 from service.rows import Order
+from service.run_dirs import check_kept
 from service.settings import Settings
 from service.states import DatasetState, DeploymentState
 from simpo.errors import ConfigError
@@ -115,6 +116,7 @@ def tuning(session: Session, settings: Settings, name: str, request: Request) ->
         check_reach(session, settings, {"base_model": request.model})
         order = ordered(_AUTO_STEPS)
         order = ordered(_steps(order, request.training_file, shown["n_epochs"]))
+        check_kept(settings, order)
     except Invalid as error:
         faults = [(_param(pointer, where), message) for pointer, message in error.errors]
         param, message = faults[0] if faults else ("", error.detail)

@@ -17,7 +17,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.audit import Asked, plain_path
 from service.bearers import Authenticates
-from service.errors import Forbidden, ServiceError, TooLarge, TooSlow, Unauthorized, as_service_error, render
+from service.errors import (
+    Forbidden,
+    HeadTooLarge,
+    ServiceError,
+    TooLarge,
+    TooSlow,
+    Unauthorized,
+    as_service_error,
+    render,
+)
 from service.scopes import allows, scope_of
 from service.uploads import too_large
 
@@ -25,9 +34,13 @@ log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/try"})
 MAX_BODY = 4 * 1024 * 1024
+MAX_HEAD = 64 * 1024
+"""Bytes of a request's address and headers. `service.http_head` holds those to it that are not whole yet."""
+MAX_HEADERS = 100
 UPLOADS = frozenset({"/v1/datasets", "/v1/files"})
 """POSTs whose bodies are files: passed on as they come, under a limit of their own, never held whole."""
 _FORM = 64 * 1024  # what the form around a file may take
+_SLOWEST = 1024  # bytes a second, of a file from its beginning on
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -44,7 +57,7 @@ class Gate:
     ) -> None:
         """`max_upload`: bytes of a file. `refused`: told of requests that lack a right.
 
-        `patience_s`: for a whole body, and for each next piece of an upload.
+        `patience_s`: for a whole body, and for each next piece of an upload, whose pieces must make 1 KiB a second.
         """
         self._patience_s = patience_s
         self._app = app
@@ -70,13 +83,16 @@ class Gate:
             await send(message)
 
         try:
+            _check_head(scope)
             if scope["path"] not in OPEN_PATHS:
                 await self._admit(scope, headers)
-            if scope["method"] == "POST" and scope["path"] in UPLOADS:
+            if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+                body = receive
+            elif scope["method"] == "POST" and scope["path"] in UPLOADS:
                 body = self._upload(headers, receive)
             else:
                 async with _patience(self._patience_s):
-                    body = await _whole_body(scope, headers, receive)
+                    body = await _whole_body(headers, receive)
             await self._app(scope, body, send_with_id)
         except Exception as error:
             answer = as_service_error(error)
@@ -95,10 +111,13 @@ class Gate:
         if _length(headers) > self._max_upload + _FORM:
             raise too_large(self._max_upload, "as sent")
         come, more = 0, True
+        clock = asyncio.get_running_loop().time
+        began = clock()
 
         async def counted() -> Message:
             nonlocal come, more
-            async with _patience(self._patience_s if more else None):
+            left = self._patience_s + come / _SLOWEST - (clock() - began)
+            async with _patience(min(self._patience_s, left) if more else None):
                 message = await receive()
             more = bool(message.get("more_body"))
             come += len(message.get("body", b""))
@@ -142,10 +161,22 @@ def request_id_of(headers: Headers) -> str:
     return given if given and _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
 
 
-async def _whole_body(scope: Scope, headers: Headers, receive: Receive) -> Receive:
+def head_too_large() -> HeadTooLarge:
+    """What is said of a head that is over a limit."""
+    limits = f"more than {MAX_HEAD // 1024} KiB, or more than {MAX_HEADERS} headers"
+    return HeadTooLarge(f"Address and headers are too large: {limits}.")
+
+
+def _check_head(scope: Scope) -> None:
+    """Raises HeadTooLarge. `name: value` and the end of the line are counted, as they were sent."""
+    headers = scope["headers"]
+    size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    if len(headers) > MAX_HEADERS or size + sum(len(name) + len(value) + 4 for name, value in headers) > MAX_HEAD:
+        raise head_too_large()
+
+
+async def _whole_body(headers: Headers, receive: Receive) -> Receive:
     """The body, read up to the limit and given on at once; raises TooLarge beyond it."""
-    if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-        return receive
     if _length(headers) > MAX_BODY:
         raise _too_large()
     chunks: list[bytes] = []
@@ -168,7 +199,7 @@ async def _patience(seconds: float | None) -> AsyncIterator[None]:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise TooSlow(f"The body did not come within {seconds} s.") from None
+        raise TooSlow("The body did not come in time: send it faster, or in one piece.") from None
 
 
 def _length(headers: Headers) -> int:

@@ -1,4 +1,4 @@
-"""Once an hour what is old is forgotten: stored answers to POSTs, files of deleted datasets, deliveries.
+"""Once an hour what is old is forgotten: stored answers to POSTs, files of deleted datasets, deliveries, audit.
 
 How old something is only the wall clock can tell, and wall clocks are set: two days forward, and every Idempotency-Key
 would be unknown, so that a client's second try would order a second time. So nothing is forgotten while the clock
@@ -10,6 +10,7 @@ from datetime import datetime
 
 from sqlalchemy import select
 
+from service.audit import forget as forget_audit
 from service.clock import Clock
 from service.datasets import forget_files
 from service.deliveries import forget as forget_deliveries
@@ -43,6 +44,8 @@ class Housekeeping:
             forget_files(session, self._settings, now)
         with self._store.write() as session:
             forget_deliveries(session, now)
+        if self._settings.audit_days is not None:
+            forget_audit(self._store, now, days=self._settings.audit_days)
 
     def _believable(self, now: datetime) -> bool:
         """Whether the clock was not set since the last call, and agrees with the database's."""

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic_core import PydanticCustomError
-from sqlalchemy import delete
+from sqlalchemy import bindparam, delete, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from starlette.responses import JSONResponse, Response
@@ -19,11 +19,19 @@ from starlette.responses import JSONResponse, Response
 from service.auth import Caller
 from service.clock import Clock
 from service.errors import InFlight, Invalid
-from service.models import IdempotentAnswer
-from service.store import Store
+from service.models import IdempotentAnswer, UtcDateTime
+from service.store import Store, rows_changed
 
 KEPT = timedelta(hours=25)  # at least 24 h is promised
 _MAX_KEY = 255
+
+_ANSWERS = IdempotentAnswer.metadata.tables["idempotency"]
+# Plain SQL, one text for both databases: the unit of work took a millisecond of a create for these three statements.
+_TAKE = text(
+    "INSERT INTO idempotency (principal, key, request_hash, status, headers, body, created_at) "
+    "VALUES (:of, :named, :hash, 0, '{}', '{}', :now) ON CONFLICT DO NOTHING"
+).bindparams(bindparam("now", type_=UtcDateTime))
+_ANSWERED = update(_ANSWERS).where(_ANSWERS.c.principal == bindparam("of"), _ANSWERS.c.key == bindparam("named"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +84,7 @@ class Posts:
             try:
                 return self._run_once(route, body, key, caller, effect)
             except IntegrityError:
-                # Another process was first with this key or with the same name: now its row can be read.
+                # Another process was first with the same name: now its row can be read.
                 return self._run_once(route, body, key, caller, effect)
 
     def over(self, store: Store) -> "Posts":
@@ -95,25 +103,15 @@ class Posts:
     ) -> Response:
         request_hash = _hash(route, body)
         with self._store.write() as session:
-            known = session.get(IdempotentAnswer, (caller.key_id, key))
-            if known is not None:
-                return _replay(known, request_hash)
-            now = self._clock.now()
+            now, mine = self._clock.now(), {"of": caller.key_id, "named": key}
             # The key is taken before the effect looks around: another process with the same key waits here.
-            stored = IdempotentAnswer(
-                principal=caller.key_id,
-                key=key,
-                request_hash=request_hash,
-                status=0,
-                headers={},
-                body={},
-                created_at=now,
-            )
-            session.add(stored)
-            session.flush()
+            taken = session.connection().execute(_TAKE, {**mine, "hash": request_hash, "now": now})
+            if rows_changed(taken) == 0:
+                return _replay(session.get_one(IdempotentAnswer, (caller.key_id, key)), request_hash)
             answer = effect(session, now)
-            stored.status, stored.headers, stored.body = answer.status, answer.headers, answer.body
             session.flush()
+            said = {"status": answer.status, "headers": answer.headers, "body": answer.body}
+            session.connection().execute(_ANSWERED, {**mine, **said})
             self._failpoint("post.before_commit")
         self._failpoint("post.after_commit")
         return _response(answer)

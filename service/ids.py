@@ -27,8 +27,12 @@ _ulids = _Ulids()
 
 def new_id(prefix: str, now: datetime) -> str:
     """E.g. swp_01j8...: the prefix and 26 characters that sort in the order of creation."""
-    value = _ulids.next(int(now.timestamp() * 1000))
-    return f"{prefix}_" + "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -5, -5))
+    return f"{prefix}_" + _written(_ulids.next(int(now.timestamp() * 1000)))
+
+
+def first_id(prefix: str, moment: datetime) -> str:
+    """What sorts before every id that was made at that moment or later, and after every earlier one."""
+    return f"{prefix}_" + _written(int(moment.timestamp() * 1000) << 80)
 
 
 def dashed_id(prefix: str, now: datetime) -> str:
@@ -43,3 +47,7 @@ def submission_id(sweep_id: str, attempt: int) -> str:
     letter and has at most 40 characters (KubeRay's rule).
     """
     return f"{sweep_id.replace('_', '-')}-a{attempt}"
+
+
+def _written(value: int) -> str:
+    return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -5, -5))

@@ -14,6 +14,7 @@ from service.datasets import checked_filename, create_dataset
 from service.forms import FileBody
 from service.idempotency import Answer
 from service.models_data import Dataset
+from service.run_dirs import check_disk
 from service.uploads import Incoming
 
 Named = Callable[[FileBody], tuple[str | None, str]]
@@ -26,6 +27,7 @@ async def take_file(
     request: Request, file: FileBody, context: Context, caller: Caller, key: str | None, named: Named, shown: Shown
 ) -> Response:
     """Store the file of a request, once for an Idempotency-Key. Nothing of a refused one stays."""
+    check_disk(context.settings, "Data cannot be uploaded")
     incoming = await run_in_threadpool(Incoming, context.settings.datasets_dir, context.settings.max_dataset_bytes)
     try:
         async for chunk in file.chunks():

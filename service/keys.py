@@ -1,6 +1,6 @@
 """What may be done to API keys. Nobody gives, renews or ends more rights than they have, nor another project's."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -29,6 +29,7 @@ def create(
     role: str | None,
     scopes: Collection[str] | None,
     expires_at: datetime | None,
+    limits: Mapping[str, int | None],
     caller: Caller,
     now: datetime,
 ) -> tuple[ApiKey, Secret]:
@@ -50,6 +51,7 @@ def create(
         created_by=caller.key_id,
         expires_at=expires_at,
         created_at=now,
+        **limits,
     )
     session.add(row)
     session.flush()
@@ -70,6 +72,18 @@ def rotate(session: Session, key_id: str, grace_s: float, caller: Caller, now: d
     row.hash, row.prefix = secret.hash, secret.prefix
     session.flush()
     return row, secret
+
+
+def limit(session: Session, key_id: str, limits: Mapping[str, int | None], caller: Caller, now: datetime) -> ApiKey:
+    """Change what a key may ask of models. Raises NotFound (404), Forbidden (403), Conflict (409) as `rotate` does."""
+    row = _lock(session, key_id)
+    _check_rights(caller, held(row.role, row.scopes))
+    if (state := state_of(row, now)) != KeyState.ACTIVE:
+        raise illegal_transition("key", state, "limit", [])
+    for name, value in limits.items():
+        setattr(row, name, value)
+    session.flush()
+    return row
 
 
 def revoke(session: Session, key_id: str, caller: Caller, now: datetime) -> ApiKey:

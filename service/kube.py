@@ -181,6 +181,12 @@ class KubeApi:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             kind = type(error).__name__
             raise KubeError(f"the Kubernetes API does not answer ({kind}: {error})"[:500]) from error
+        except AttributeError as error:
+            # Its client trips over TLS errors of its own making, which have no body.
+            if not isinstance(error.__context__, self._refused):
+                raise
+            reason = str(error.__context__.reason).strip()
+            raise KubeError(f"the Kubernetes API does not answer ({reason})"[:500]) from error
         except self._refused as error:
             raise self._refusal(error, f"{verb} {plural}{f' {name}' if name else ''}") from error
         if not isinstance(body, dict):

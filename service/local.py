@@ -87,6 +87,7 @@ class LocalStack:
         self.logs = self.home / "logs"
         self._state_file = self.home / "stack.json"
         self._token_file = self.home / "ray-token"
+        self._targets = self.home / "prometheus-targets.json"
 
     def up(
         self,
@@ -215,12 +216,14 @@ class LocalStack:
         state.write(self._state_file)  # before the start: whatever happens now, `down` finds what carries this id
         token = secrets.token_hex(16)
         write_private(self._token_file, token)
+        self._targets.unlink(missing_ok=True)
+        self._targets.symlink_to(head.metrics_targets)  # under one name for good, where each head has files of its own
         return state.with_ray(head.start(token, self.logs / "ray.log", self._python)).write(self._state_file)
 
     def _start_api(self, state: StackState, url: str, progress: Progress) -> StackState:
         progress("api", f"starting the API at {url}")
         where = urlsplit(url)
-        command = [self._python, "-m", "uvicorn", _API_FACTORY, "--factory"]
+        command = [self._python, "-m", "uvicorn", _API_FACTORY, "--factory", "--http=service.http_head:BoundedHead"]
         command += ["--host", str(where.hostname), "--port", str(where.port)]
         command += ["--no-access-log", f"--timeout-graceful-shutdown={_API_GRACE_S}"]
         pid = spawn(
@@ -311,6 +314,7 @@ class LocalStack:
             raise LocalStackError(f"these processes of the stack would not end: {pids}; end them, then `simpo down`")
         remove_temp_dir(state.temp_dir, state.id)
         self._token_file.unlink(missing_ok=True)
+        self._targets.unlink(missing_ok=True)
         self._state_file.unlink(missing_ok=True)
 
 

@@ -90,6 +90,13 @@ def spawn(
     return child.pid
 
 
+def handed_on() -> dict[str, str]:
+    """Our environment for a child with another Python: without what belongs to ours, to Ray or to the service."""
+    foreign = (*_OWN_PREFIXES, "PYTHON", "VIRTUAL_ENV", "LD_PRELOAD")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return kept | inherited_mark()
+
+
 def inherited_mark() -> dict[str, str]:
     """The variable that makes a process one of our stack's, for children that inherit nothing else."""
     return {MARK: os.environ[MARK]} if MARK in os.environ else {}

@@ -61,6 +61,11 @@ class RayHead:
         """Where Serve listens once something is deployed."""
         return f"http://127.0.0.1:{self.ports[-1]}"
 
+    @property
+    def metrics_targets(self) -> Path:
+        """Where Ray writes the addresses of its nodes' metrics, in the form of Prometheus' file_sd_configs."""
+        return self.temp_dir / "r" / "prom_metrics_service_discovery.json"
+
     def start(self, token: str, log: Path, python: str = sys.executable) -> int:
         """Start the head and return its pid; it is ready when `answers` says so."""
         self.temp_dir.mkdir(mode=0o700)

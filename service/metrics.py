@@ -21,6 +21,8 @@ from service.models import Event
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _HTTP_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _PASS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_MAX_MODELS = 100  # names and versions with figures of their own
 _ATTEMPTS = {
     "job.submitted": "submitted",
     "attempt.lost": "lost",
@@ -66,6 +68,21 @@ class Metrics:
             "simpo_webhook_attempts", "Attempts to deliver: delivered, retried, dead or late.", "outcome"
         )
         self.webhook_seconds = self._histogram("simpo_webhook_attempt_seconds", "How long they took.", _HTTP_S)
+        self.answers = self._counter(
+            "simpo_inference_requests", "Completions that a model answered, by status.", "model", "version", "status"
+        )
+        self.answers_open = self._gauge("simpo_inference_in_flight", "Completions not answered to the end.")
+        self.first_token = self._histogram(
+            "simpo_inference_first_token_seconds", "To a stream's first token.", _TOKEN_S, "model", "version"
+        )
+        self.next_token = self._histogram(
+            "simpo_inference_next_token_seconds", "From a stream's token to its next.", _TOKEN_S, "model", "version"
+        )
+        self.inference_tokens = self._counter(
+            "simpo_inference_tokens", "Tokens that models read (prompt) and wrote.", "model", "version", "kind"
+        )
+        self.limited = self._counter("simpo_inference_limited", "Completions refused by a limit.")
+        self._models: set[tuple[str, str]] = set()
         self.database_errors = self._counter("simpo_database_errors", "Statements that failed.", "kind")
         for label in (*_ATTEMPTS.values(), "adopted"):
             self.attempts.labels(label)
@@ -97,6 +114,15 @@ class Metrics:
             raise
         self.passes.labels(loop).observe(self._clock.monotonic() - started)
         self.last_pass.labels(loop).set(self._clock.now().timestamp())
+
+    def inference_labels(self, model: str, version: str) -> tuple[str, str]:
+        """Labels of a deployment and of the version that answers; beyond a hundred of them all are `other`."""
+        labels = (model, version)
+        if labels not in self._models:
+            if len(self._models) >= _MAX_MODELS:
+                return ("other", "other")
+            self._models.add(labels)
+        return labels
 
     def add(self, collector: Collector) -> None:
         """Ask this one too, whenever Prometheus asks."""

@@ -72,7 +72,8 @@ class Sweep(Owned, Base):
             postgresql_where=text("state NOT IN ('FAILED', 'CANCELLED')"),
         ),
         Index("ix_sweeps_state", "state"),
-        Index("ix_sweeps_project", "project", "kind", "id"),
+        # All that a list asks of the rows it has shown before: the rows themselves are large.
+        Index("ix_sweeps_listed", "project", "kind", "id", "version", "state"),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -115,6 +116,8 @@ class Sweep(Owned, Base):
     """Number of the newest event."""
     trial_counts: Mapped[dict[str, Any] | None]
     """Trials by state of one that is over; null: count them (`service.rows.trial_counts`)."""
+    stale_since: Mapped[datetime | None]
+    """First look at which Ray did not answer for it; null: the newest look was answered."""
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
@@ -232,6 +235,10 @@ class Deployment(Owned, Base):
     model_path: Mapped[str]
     base_path: Mapped[str | None]
     """The base whose adapter `model_path` holds, where it is served by the base's replicas; null: by its own."""
+    engine: Mapped[str] = mapped_column(String(16), server_default="transformers")
+    """What generates the text: transformers or vllm."""
+    idle_s: Mapped[int | None]
+    """Seconds without a request after which its replicas leave; null: they stay."""
     follows: Mapped[str | None] = mapped_column(String(127))
     """MODEL@ALIAS whose moves it follows; null: one checkpoint for good."""
     model_version: Mapped[int | None]
@@ -244,6 +251,8 @@ class Deployment(Owned, Base):
     state: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str] = mapped_column(String(40))
     message: Mapped[str] = mapped_column(default="")
+    stale_since: Mapped[datetime | None]
+    """First look at which Serve did not answer; null: the newest look was answered."""
     version: Mapped[int] = mapped_column()
     event_seq: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
@@ -294,6 +303,10 @@ class ApiKey(Owned, Base):
     """Of the secret before the newest rotation."""
     previous_until: Mapped[datetime | None]
     """As long as that one still opens."""
+    requests_per_minute: Mapped[int | None]
+    """Of completions; null: no limit of its own, nor for the two below."""
+    tokens_per_minute: Mapped[int | None]
+    tokens_per_day: Mapped[int | None]
 
 
 class Lease(Base):

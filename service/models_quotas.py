@@ -25,6 +25,10 @@ class Quota(Owned, Base):
     """Hours of training processes (`sweeps.hours`) within the period."""
     period: Mapped[str | None] = mapped_column(String(8))
     """month (of the calendar, UTC) or total"""
+    requests_per_minute: Mapped[int | None]
+    """Of completions, by all its keys together; null: no limit, nor for the two below."""
+    tokens_per_minute: Mapped[int | None]
+    tokens_per_day: Mapped[int | None]
     updated_by: Mapped[str] = mapped_column(String(40))
     updated_at: Mapped[datetime]
     version: Mapped[int] = mapped_column()

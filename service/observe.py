@@ -15,6 +15,8 @@ from service.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+TOLD = "told"
+"""In a request's state: more facts for its line. Counts and names, never what somebody wrote."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 """Asked every few seconds: counted, not written down."""
@@ -72,6 +74,7 @@ class Observed:
             "seconds": round(seconds, 4),
             "key": getattr(caller, "key_id", None),
             "project": getattr(caller, "project", None),
+            **scope["state"].get(TOLD, {}),
         }
         log.info("request", extra={FIELDS: facts})
 

@@ -106,8 +106,8 @@ def _describe_answers(document: Json, path: str, method: str, operation: Json) -
 def _errors(path: str, method: str, operation: Json) -> set[int]:
     """Statuses of what may go wrong with it."""
     if path in OPEN_PATHS:
-        return {503} if path == "/readyz" else set()
-    found = {401, 403, 500, 503}
+        return {431, 503} if path == "/readyz" else {431}
+    found = {401, 403, 431, 500, 503}
     parameters = {parameter["name"].lower() for parameter in operation.get("parameters", ())}
     if "{" in path:
         found.add(404)

@@ -15,7 +15,7 @@ from sweeps.budget import plan_budget
 from sweeps.comparison_hash import comparison_hash
 from sweeps.comparison_spec import ComparisonSpec
 from sweeps.faults import faults_of
-from sweeps.spec import PRACTICE, Dataset, Job, RunSpec, SweepSpec, spec_hash
+from sweeps.spec import PRACTICE, Dataset, Job, RunSpec, SweepSpec, hash_of
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:\S+)?")
 _DATASET = re.compile(r"dst_[0-9a-z]+")
@@ -99,12 +99,13 @@ def _order(kind: str, spec: SweepSpec | RunSpec, uploaded: Lookup) -> Order:
     ]
     if faults:
         raise invalid(faults)
+    executed = plan.model_dump(mode="json")
     return Order(
         kind=kind,
         name=spec.name,
-        spec=spec.model_dump(mode="json"),
-        plan=plan.model_dump(mode="json"),
-        spec_hash=spec_hash(plan),
+        spec=executed if plan is spec else spec.model_dump(mode="json"),
+        plan=executed,
+        spec_hash=hash_of(executed),
         datasets=held,
         slots=min(plan.parallel.trials, plan_budget(plan).trials),
         hours_asked=plan.budget.accelerator_hours,

@@ -2,19 +2,21 @@
 
 from datetime import UTC, datetime
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service import marks
 from service.clock import SystemClock
 from service.event_types import is_told, matches
 from service.ids import new_id
 from service.models import DEFAULT_PROJECT, Event
-from service.models_webhooks import Webhook, WebhookDelivery
-from service.states import DeliveryState, WebhookState
+from service.models_webhooks import WebhookDelivery
+from service.states import DeliveryState
 from service.tenancy import PROJECT
 
 AT_ONCE = datetime(1970, 1, 1, tzinfo=UTC)
 """Not the event's own time: a driver's clock may be ahead of ours."""
+PUT = "put into the outbox"
+"""Key in `Session.info`: something was."""
 _SUBSCRIBERS = "webhooks by project"
 
 
@@ -45,6 +47,7 @@ def put(session: Session, webhook_id: str, event: Event) -> WebhookDelivery:
         created_at=event.created_at,
     )
     session.add(row)
+    session.info[PUT] = True
     return row
 
 
@@ -52,9 +55,5 @@ def _subscribers(session: Session, project: str) -> list[tuple[str, list[str]]]:
     """Who is told of a project's events: one small query a transaction that has any."""
     known: dict[str, list[tuple[str, list[str]]]] = session.info.setdefault(_SUBSCRIBERS, {})
     if project not in known:
-        query = select(Webhook.id, Webhook.events).where(
-            Webhook.project == project, Webhook.state == WebhookState.ACTIVE
-        )
-        with session.no_autoflush:
-            known[project] = [(id, patterns) for id, patterns in session.execute(query)]
+        known[project] = marks.subscribers(session, project)
     return known[project]

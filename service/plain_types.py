@@ -35,13 +35,14 @@ _ARTICLES = {"integer": "a whole number", "number": "a number", "boolean": "true
 
 def check_types(model: type[BaseModel], body: Any) -> None:
     """Hold a body that `model` has accepted against its schema. Raises Invalid (422) with one pointer per fault."""
-    schemas = _schemas()
+    schemas = schemas_of_bodies()
     if faults := _faults(schemas[model.__name__], body, schemas, ()):
         raise invalid(faults)
 
 
 @cache
-def _schemas() -> dict[str, Json]:
+def schemas_of_bodies() -> dict[str, Json]:
+    """JSON Schemas by the model's name, made at the first call: the application's start, not its first requests."""
     schemas: dict[str, Json]
     _, whole = models_json_schema([(model, "validation") for model in _MODELS], ref_template="{model}")
     schemas = whole["$defs"]

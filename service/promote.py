@@ -19,6 +19,7 @@ from service.errors import ServiceError
 from service.evaluations import Contender, evaluation_order
 from service.models import Sweep
 from service.models_registry import ModelVersion, Promotion, RegistryModel
+from service.origins import origin_of
 from service.settings import Settings
 from service.states import LIVE, LIVE_PROMOTIONS, PROMOTION_MOVES, PromotionState, State
 from service.store import Store
@@ -104,9 +105,11 @@ class Promoter:
 
     def _of_finals(self, session: Session, row: Promotion, version: ModelVersion) -> dict[str, Any] | None:
         """Evidence of the sweep's winner over its base, where there is no champion and it covers the whole gate."""
-        result = session.get_one(Sweep, version.sweep_id).result or {}
-        evidence: dict[str, Any] | None = result.get("evidence")
-        if row.champion is not None or not evidence or (result.get("best") or {}).get("trial_id") != version.checkpoint:
+        if row.champion is not None:
+            return None
+        origin = origin_of(session, self._settings, version.sweep_id, version.checkpoint)
+        evidence: dict[str, Any] | None = origin.result.get("evidence")
+        if not evidence or origin.winner != version.checkpoint:
             return None
         named = {name for name, rule in row.gate["conditions"].items() if rule is not None}
         own_set = row.gate["capability"] in (None, "practice")

@@ -12,12 +12,12 @@ from service.auth import Caller
 from service.errors import Conflict, NotFound, illegal_transition
 from service.evaluations import gate_of, gate_on
 from service.ids import new_id
-from service.models import Sweep
 from service.models_registry import Promotion, RegistryModel
+from service.origins import origin_of
 from service.reach import check_reach
 from service.settings import Settings
 from service.states import LIVE_PROMOTIONS, PromotionState, promotion_verbs
-from service.winners import chosen
+from service.winners import chosen, method_winner
 
 _WISHES = {"approve": "PROMOTE", "abort": "ABORT", "rollback": "ROLLBACK"}
 
@@ -28,8 +28,11 @@ class Wish:
 
     model: str
     sweep: str | None
-    """With `checkpoint`: what becomes a version. None: `version` is one already."""
+    """With `checkpoint`: what becomes a version."""
     checkpoint: str
+    comparison: str | None
+    """With `method`, or None for the one that leads: what becomes a version. Neither of both: `version` is one."""
+    method: str | None
     version: int | None
     gate: Any
     approval: str
@@ -46,14 +49,17 @@ def create_promotion(
     check_reach(session, settings, {"gate": wish.gate})
     gate = gate_of(wish.gate)
     if wish.version is None:
-        assert wish.sweep is not None  # the request's own check
-        found = chosen(session, settings, wish.sweep, wish.checkpoint)
+        if wish.comparison is not None:
+            found = method_winner(session, settings, wish.comparison, wish.method)
+        else:
+            assert wish.sweep is not None  # the request's own check
+            found = chosen(session, settings, wish.sweep, wish.checkpoint)
         model = registry.model_for(session, wish.model, caller, now)
         version = registry.register(session, model, found, caller, now)
     else:
         model = registry.lock_model(session, registry.model_named(session, wish.model).id)
         version = registry.version_of(session, model, wish.version)
-    written = gate_on(gate, session.get_one(Sweep, version.sweep_id))
+    written = gate_on(gate, origin_of(session, settings, version.sweep_id, version.checkpoint))
     _check_free(session, model)
     champion = registry.aliases_of(session, model.id).get(registry.PRODUCTION)
     if champion == version.n:

@@ -12,8 +12,9 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, defer
 
-from service.admission import Decision, Limits, Taken, Waiting, decide, never
-from service.errors import invalid, pointer_of
+from service import marks
+from service.admission import Decision, Limits, Taken, Waiting, decide, hours_fault, never
+from service.errors import Conflict, invalid, pointer_of
 from service.models import Attempt, Sweep
 from service.models_quotas import UNLIMITED, Quota
 from service.rows import Order
@@ -59,12 +60,12 @@ def admission(session: Session, settings: Settings, live: Live, now: datetime) -
 
 def limits_of(session: Session, settings: Settings, projects: Collection[str]) -> dict[str, Limits]:
     """Of each of these projects. One query."""
-    said = {row.project: row for row in session.scalars(select(Quota).where(Quota.project.in_(projects)))}
+    said = marks.said_limits(session, list(projects))
     return {project: limits_by(settings, said.get(project)) for project in projects}
 
 
-def limits_by(settings: Settings, row: Quota | None) -> Limits:
-    """What an operator said, else the installation's defaults."""
+def limits_by(settings: Settings, row: Any) -> Limits:
+    """What an operator said (columns of `Quota`; None: nothing), else the installation's defaults."""
 
     if row is None:
         row = Quota()
@@ -113,10 +114,7 @@ def taken_by(
 def standing(session: Session, settings: Settings, project: str, now: datetime) -> tuple[Limits, Taken]:
     """What a project may take, and what it takes; its hours are counted whether they are limited or not."""
     limits = limits_of(session, settings, [project])[project]
-    light = (defer(Sweep.spec), defer(Sweep.plan), defer(Sweep.result))
-    open_ones = select(Sweep).options(*light).join(Attempt, Attempt.sweep_id == Sweep.id)
-    mine = open_ones.where(Attempt.ended_at.is_(None), Sweep.project == project)
-    taken = taken_by(session, {project: limits}, session.scalars(mine).all(), now)[project]
+    taken = taken_by(session, {project: limits}, _running(session, project), now)[project]
     if limits.hours is None:
         hours = hours_by_project(session, [project], now, month=limits.period == "month")
         taken = replace(taken, hours=hours.get(project, 0.0))
@@ -147,8 +145,31 @@ def check_quota(session: Session, settings: Settings, project: str, order: Order
         raise invalid([(pointer_of(field.split(".")), text) for field, text in faults])
 
 
-def in_line(session: Session, sweep: Sweep) -> dict[str, Any] | None:
-    """{place, of, after} of one that waits: where it stands in its project's line; None for one that does not."""
+def check_extension(session: Session, settings: Settings, sweep_id: str, hours: float, now: datetime) -> None:
+    """`hours`: the new total that somebody wishes for one sweep.
+
+    Raises Invalid (422) for more than its project may ever take, Conflict (409) for more than it has left: what runs
+    cannot wait for hours, as one that waits for its place can.
+    """
+    sweep = session.get_one(Sweep, sweep_id)
+    limits = limits_of(session, settings, [sweep.project])[sweep.project]
+    if faults := never(limits, 0, hours):
+        raise invalid([("/accelerator_hours", text) for _, text in faults])
+    if limits.hours is None or not sweep.attempt:
+        return
+    others = [each for each in _running(session, sweep.project) if each.id != sweep.id]
+    taken = taken_by(session, {sweep.project: limits}, others, now)[sweep.project]
+    more = max(0.0, hours - hours_by_sweep(session, [sweep.id], now).get(sweep.id, 0.0))
+    if fault := hours_fault(limits, taken, more):
+        text = f"{fault} Extend it by less, or ask an operator for more."
+        raise Conflict(text, code="quota_exceeded", errors=[("/accelerator_hours", fault)])
+
+
+def in_line(session: Session, sweep: Any) -> dict[str, Any] | None:
+    """{place, of, after} of one that waits: where it stands in its project's line; None for one that does not.
+
+    sweep: a Sweep, or its columns as `service.marks` reads them.
+    """
     if sweep.state != State.PENDING or sweep.attempt or sweep.desired != "RUN":
         return None
     found = lines_of(session, Sweep.id == sweep.id)
@@ -181,3 +202,10 @@ def lines_of(session: Session, which: Any, limit: int = LINE_SHOWN) -> list[dict
     line = (numbered.c.place, numbered.c.of, numbered.c.after)
     query = select(*columns, *line).join(numbered, numbered.c.id == Sweep.id).where(which)
     return [dict(row._mapping) for row in session.execute(query.order_by(numbered.c.place).limit(limit))]
+
+
+def _running(session: Session, project: str) -> Sequence[Sweep]:
+    """What of a project is on the cluster, without specs."""
+    light = (defer(Sweep.spec), defer(Sweep.plan), defer(Sweep.result))
+    open_ones = select(Sweep).options(*light).join(Attempt, Attempt.sweep_id == Sweep.id)
+    return session.scalars(open_ones.where(Attempt.ended_at.is_(None), Sweep.project == project)).all()

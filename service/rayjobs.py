@@ -37,7 +37,7 @@ SWEEP = "simpo/sweep"
 _T = TypeVar("_T")
 _OVER = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 _ID = re.compile(r"[a-z][a-z0-9-]{0,39}")
-_PLAIN = re.compile(r"[A-Za-z0-9_./ =-]+")  # nothing that any shell reads as more than itself
+_PLAIN = re.compile(r"[A-Za-z0-9_./: =-]+")  # nothing that any shell reads as more than itself
 _KEEP = timedelta(minutes=15)  # a finished RayJob, for people to look at; every list reads it again
 _FORGET_AT_ONCE = 20
 _LOG_TAIL = 4000
@@ -112,7 +112,7 @@ class KubeRayJobs:
         environment = yaml.safe_dump({"env_vars": dict(env)}, sort_keys=True)
         for text in (entrypoint, *env, *env.values(), self._driver_resource or "x"):
             if not _PLAIN.fullmatch(text):
-                hint = "SIMPO_STORE, SIMPO_DRIVER_PYTHON and SIMPO_DRIVER_RESOURCE: letters, digits and _ . / = - alone"
+                hint = "SIMPO_STORE, SIMPO_DRIVER_PYTHON, SIMPO_DRIVER_RESOURCE: letters, digits and _ . / : = - alone"
                 raise JobsError(f"KubeRay gives {text!r} to a shell; {hint}", unreachable=False)
         queue = (template["metadata"].get("annotations") or {}).get(QUEUE)
         if not queue:

@@ -47,7 +47,7 @@ def check_warm_start(session: Session, order: Mapping[str, Any]) -> None:
 
 
 def _mine(session: Session, settings: Settings, text: str) -> bool:
-    path, store = Path(text), settings.store.resolve()
+    path, store = Path(text), settings.local_store.resolve()
     if not path.is_absolute():
         return ".." not in path.parts and not text.startswith("~")  # a hub id, or text of another kind
     try:

@@ -3,19 +3,19 @@
 SQLite locks by BEGIN IMMEDIATE (Store.write), PostgreSQL by SELECT FOR UPDATE; the version in every UPDATE is the net.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session, defer
 
-from service import events
+from service import events, marks
 from service.auth import Caller
 from service.errors import Conflict, NotFound, illegal_transition, invalid
 from service.ids import new_id, submission_id
-from service.models import COMPARISON, EVALUATION, NAME_IS_TAKEN, Attempt, Deployment, Sweep, Trial
+from service.models import COMPARISON, EVALUATION, Attempt, Deployment, Sweep, Trial
 from service.models_data import Dataset, DatasetUse
 from service.models_edits import SweepEdit
 from service.states import (
@@ -61,8 +61,7 @@ class Order:
 
 def check_name(session: Session, order: Order, project: str) -> None:
     """Raises Conflict (409) when a live one has the name; a failed or cancelled one's is free."""
-    same = (Sweep.project == project) & (Sweep.kind == order.kind) & (Sweep.name == order.name)
-    if existing := session.scalar(select(Sweep.id).where(same, NAME_IS_TAKEN)):
+    if existing := marks.live_named(session, order.kind, order.name, project):
         raise name_taken(order.kind, order.name, existing)
 
 
@@ -147,6 +146,11 @@ def lock_sweep(session: Session, sweep_id: str) -> Sweep | None:
     return session.scalar(select(Sweep).where(Sweep.id == sweep_id).with_for_update())
 
 
+def lock_deployment(session: Session, deployment_id: str) -> Deployment | None:
+    """Likewise."""
+    return session.scalar(select(Deployment).where(Deployment.id == deployment_id).with_for_update())
+
+
 def lock_current(session: Session, sweep_id: str, n: int) -> tuple[Sweep, Attempt] | None:
     """A sweep and its open attempt `n`, locked; None when `n` does not count any more: the fence."""
     sweep = lock_sweep(session, sweep_id)
@@ -190,13 +194,13 @@ def move(session: Session, sweep: Sweep, new: State, reason: str, message: str, 
     if new == State.RUNNING:
         sweep.started_at = sweep.started_at or now
     if not MOVES[new]:
-        sweep.ended_at = now
+        sweep.ended_at, sweep.stale_since = now, None
         session.execute(
             update(Trial)
             .where(Trial.sweep_id == sweep.id, Trial.state.not_in(TRIAL_OVER))
             .values(state=TrialState.CANCELLED, reason=f"The {sweep.kind} ended first.", ended_at=now)
         )
-        sweep.trial_counts = trial_counts(session, [sweep.id]).get(sweep.id, {})
+        sweep.trial_counts = marks.trial_counts(session, [sweep.id]).get(sweep.id, {})
         late = {"state": EditState.REFUSED, "message": f"The {sweep.kind} ended first.", "answered_at": now}
         unanswered = (SweepEdit.sweep_id == sweep.id) & (SweepEdit.state == EditState.PENDING)
         session.execute(update(SweepEdit).where(unanswered).values(**late, version=SweepEdit.version + 1))
@@ -238,23 +242,6 @@ def unreleased_attempts(session: Session) -> Sequence[Attempt]:
     """Attempts that ended for us while Ray may still run their job."""
     query = select(Attempt).where(Attempt.released_at.is_(None), Attempt.ended_at.is_not(None))
     return session.scalars(query).all()
-
-
-def trial_counts(session: Session, sweep_ids: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Trials by state, for each sweep that has any; counted in the index. Of one that is over the row says it.
-
-    `sweep_ids` were found through this session, so they are of its project: it is not asked again for each trial,
-    which made a page five times as slow.
-    """
-    counts: dict[str, dict[str, int]] = {}
-    ids = list(sweep_ids)
-    if not ids:
-        return counts
-    trials = Trial.metadata.tables["trials"].c
-    counted = select(trials.sweep_id, trials.state, func.count()).where(trials.sweep_id.in_(ids))
-    for sweep_id, state, number in session.connection().execute(counted.group_by(trials.sweep_id, trials.state)):
-        counts.setdefault(sweep_id, {})[state] = number
-    return counts
 
 
 def new_deployment(

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, RootModel
+from pydantic_core import to_json
 
 from service.admission import word_of
 from service.clock import rfc3339
-from service.models import Deployment, Sweep, Trial
+from service.models import Deployment, Trial
 from sweeps.spec import RunSpec, SweepSpec
 
 Json = dict[str, Any]
@@ -62,6 +63,8 @@ class SweepOut(BaseModel):
     """One word: why it is in this state."""
     message: str
     """The same in a sentence."""
+    stale_since: str | None
+    """While Ray does not answer: since when the state may be older than the facts."""
     desired: str
     """RUN or CANCEL"""
     priority: str
@@ -79,7 +82,7 @@ class SweepOut(BaseModel):
     best: Json | None
     """The leading trial: trial_id, value, params."""
     error: Json | None
-    """Of a FAILED one: class (USER_ERROR or SYSTEM_ERROR), code, message, log_tail."""
+    """Of a FAILED one, or of one that a quota ended: class (USER_ERROR or SYSTEM_ERROR), code, message, log_tail."""
     spec: Json
     spec_hash: str
     created_at: str
@@ -153,6 +156,9 @@ class TrialOut(BaseModel):
     ended_at: str | None
 
 
+IdleS = Annotated[int, Field(ge=1, le=30 * 86400)]
+
+
 class DeploymentIn(BaseModel):
     """A wish to serve under a name: one checkpoint of a sweep or run, or whatever an alias of a model points at."""
 
@@ -164,8 +170,29 @@ class DeploymentIn(BaseModel):
     """Id of a SUCCEEDED sweep or run."""
     checkpoint: str = "winner"
     """winner, base, or the id of a trial."""
+    comparison: str | None = None
+    """Instead of a sweep: id of a SUCCEEDED comparison."""
+    method: str | None = None
+    """Of the comparison: whose winner; default: the one that leads."""
     model: str | None = None
     """Instead of a sweep: MODEL@production or MODEL@candidate. The deployment follows the alias."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What generates the text; vllm where the service is set up for it (SIMPO_VLLM_PYTHON)."""
+    min_replicas: Literal[0, 1] = 1
+    """0: it sleeps while nobody asks; the next request waits until a replica is there again."""
+    idle_s: IdleS | None = None
+    """With `min_replicas: 0`: after so many seconds without a request; default: 600."""
+
+
+class ScalingIn(BaseModel):
+    """Whether a deployment may sleep, from now on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    min_replicas: Literal[0, 1]
+    """0: it sleeps while nobody asks."""
+    idle_s: IdleS | None = None
+    """After so many seconds; default: 600."""
 
 
 class DeploymentOut(BaseModel):
@@ -177,12 +204,20 @@ class DeploymentOut(BaseModel):
     state: str
     reason: str
     message: str
+    stale_since: str | None
+    """While Serve does not answer: since when the state may be older than the facts."""
     sweep: str
+    """Id of the sweep, run or comparison that trained it."""
     checkpoint: str
+    """Of a comparison: the method whose winner it is."""
     model: str | None
     """The alias that it follows."""
     model_version: int | None
     """Where that points; reason ROLLING: this version still loads, the one before answers."""
+    engine: str
+    min_replicas: int
+    idle_s: int | None
+    """Seconds without a request after which it sleeps (reason ASLEEP); null: never."""
     revision: int
     created_at: str
     ready_at: str | None
@@ -217,8 +252,8 @@ class RunBody(RootModel[Json]):
 # Plain dicts: a model for each row of a page took longer than its query. Tests compare them with the models.
 
 
-def sweep_json(row: Sweep, trials: Mapping[str, int], *, whole: bool) -> Json:
-    """A SweepOut. `whole`: with the result."""
+def sweep_json(row: Any, trials: Mapping[str, int], *, whole: bool) -> Json:
+    """A SweepOut. `row`: a Sweep, or its columns as `service.marks` reads them. `whole`: with the result."""
     return {
         "id": row.id,
         "object": row.kind,
@@ -226,6 +261,7 @@ def sweep_json(row: Sweep, trials: Mapping[str, int], *, whole: bool) -> Json:
         "state": row.state,
         "reason": row.reason,
         "message": row.message,
+        "stale_since": rfc3339(row.stale_since) if row.stale_since else None,
         "desired": row.desired,
         "priority": word_of(row.priority),
         "queue": None,
@@ -242,6 +278,13 @@ def sweep_json(row: Sweep, trials: Mapping[str, int], *, whole: bool) -> Json:
         "ended_at": rfc3339(row.ended_at) if row.ended_at else None,
         "result": row.result if whole else None,
     }
+
+
+def sweep_text(row: Any, trials: Mapping[str, int]) -> bytes:
+    """The same, without the result, as JSON's text; the row's spec is such a text already, which nobody reads here."""
+    known = sweep_json(row, trials, whole=False)
+    spec: str = known.pop("spec")
+    return b'%b,"spec":%b}' % (to_json(known, inf_nan_mode="null")[:-1], spec.encode())
 
 
 def trial_json(row: Trial) -> Json:
@@ -273,10 +316,14 @@ def deployment_json(row: Deployment) -> Json:
         state=row.state,
         reason=row.reason,
         message=row.message,
+        stale_since=rfc3339(row.stale_since) if row.stale_since else None,
         sweep=row.sweep_id,
         checkpoint=row.checkpoint,
         model=row.follows,
         model_version=row.model_version,
+        engine=row.engine,
+        min_replicas=1 if row.idle_s is None else 0,
+        idle_s=row.idle_s,
         revision=row.revision,
         created_at=rfc3339(row.created_at),
         ready_at=rfc3339(row.ready_at) if row.ready_at else None,

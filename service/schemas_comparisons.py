@@ -18,6 +18,8 @@ class ComparisonOut(BaseModel):
     state: str
     reason: str
     message: str
+    stale_since: str | None
+    """While Ray does not answer: since when the state may be older than the facts."""
     desired: str
     """RUN or CANCEL"""
     phase: str | None
@@ -44,6 +46,7 @@ def comparison_json(row: Sweep, *, whole: bool) -> Json:
         state=row.state,
         reason=row.reason,
         message=row.message,
+        stale_since=rfc3339(row.stale_since) if row.stale_since else None,
         desired=row.desired,
         phase=row.phase,
         progress=row.progress,

@@ -94,7 +94,7 @@ def job_json(job: FineTuningJob, sweep: Sweep) -> Json:
         "training_file": file_id(job.training_file),
         "validation_file": file_id(job.validation_file) if job.validation_file else None,
         "result_files": [],
-        "trained_tokens": None,
+        "trained_tokens": (sweep.result or {}).get("trained_tokens") if succeeded else None,
         "estimated_finish": None,
         "seed": job.seed,
         "suffix": job.suffix,

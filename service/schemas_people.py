@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from service.auth import Caller
 from service.clock import Moment, rfc3339
@@ -16,6 +16,14 @@ from service.scopes import ROLES, SCOPES, held
 Role = Annotated[str, Field(pattern=f"^({'|'.join(ROLES)})$")]
 Scope = Annotated[str, Field(pattern=f"^({'|'.join(SCOPES)})$")]
 MAX_GRACE_S = 30 * 24 * 3600.0
+
+
+def _whole(value: object) -> object:
+    """5 for 5.0, which JSON Schema calls an integer too; what else is no int is left to be refused."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+RateLimit = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000), BeforeValidator(_whole)]
 
 
 class ProjectIn(BaseModel):
@@ -38,6 +46,27 @@ class ProjectOut(BaseModel):
     archived_at: str | None
 
 
+class LimitsIn(BaseModel):
+    """What a key may ask of models; null: no limit. Of a change: what is left out stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    requests_per_minute: RateLimit | None = None
+    """Completions within 60 s."""
+    tokens_per_minute: RateLimit | None = None
+    """Tokens read and written within 60 s."""
+    tokens_per_day: RateLimit | None = None
+    """Within 24 h."""
+
+
+class LimitsOut(BaseModel):
+    """What may be asked of models; null: no limit."""
+
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    tokens_per_day: int | None
+
+
 class KeyIn(BaseModel):
     """A new key: by role, by scopes, or a role narrowed to some of its scopes."""
 
@@ -51,6 +80,8 @@ class KeyIn(BaseModel):
     """Id or name; another than the caller's for operators alone."""
     expires_at: Moment | None = None
     """When it ends by itself; null: it does not."""
+    limits: LimitsIn = Field(default_factory=LimitsIn)
+    """What it may ask of models."""
 
 
 class RotateIn(BaseModel):
@@ -83,6 +114,8 @@ class KeyOut(BaseModel):
     revoked_at: str | None
     previous_until: str | None
     """As long as the secret before the last rotation still opens."""
+    limits: LimitsOut
+    """Its own; those of its project hold beside them."""
     key: str | None = None
     """The secret: in the first answer to the request that made it, and nowhere else."""
 
@@ -150,6 +183,7 @@ def key_json(row: ApiKey, now: datetime) -> Json:
         last_used_at=_time(row.last_used_at),
         revoked_at=_time(row.revoked_at),
         previous_until=_time(row.previous_until) if overlap else None,
+        limits=LimitsOut(**{name: getattr(row, name) for name in LimitsOut.model_fields}),
     ).model_dump(mode="json")
 
 

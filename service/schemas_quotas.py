@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.schemas_people import LimitsOut, RateLimit
+
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Hours = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Unlimited = Literal["unlimited"]
@@ -22,6 +24,12 @@ class QuotaIn(BaseModel):
     """Hours of training processes within the period; 0: nothing starts."""
     period: Literal["month", "total"] | None = None
     """month: of the calendar, UTC."""
+    requests_per_minute: RateLimit | Unlimited | None = None
+    """Completions by all its keys together within 60 s. Null, here and in the two below, is no limit."""
+    tokens_per_minute: RateLimit | Unlimited | None = None
+    """Tokens that these read and write within 60 s."""
+    tokens_per_day: RateLimit | Unlimited | None = None
+    """Within 24 h."""
 
 
 class Amounts(BaseModel):
@@ -56,6 +64,8 @@ class QuotasOut(BaseModel):
     limits: Amounts
     period: Literal["month", "total"]
     """Of accelerator_hours."""
+    inference: LimitsOut
+    """What all its keys together may ask of models."""
     used: Amounts
     promised_hours: float
     """What running sweeps may still take of their own budgets, where hours are limited."""

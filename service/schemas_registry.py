@@ -58,7 +58,9 @@ class VersionOut(BaseModel):
     model: str
     version: int
     sweep: str
+    """Or the comparison."""
     checkpoint: str
+    """Of a comparison: the method whose winner it is."""
     aliases: list[str]
     """Those that point at it."""
     created_at: str
@@ -88,6 +90,8 @@ class EvaluationOut(BaseModel):
     state: str
     reason: str
     message: str
+    stale_since: str | None
+    """While Ray does not answer: since when the state may be older than the facts."""
     desired: str
     progress: float | None
     attempt: int
@@ -117,6 +121,10 @@ class PromotionIn(BaseModel):
     """Id of a SUCCEEDED sweep or run whose checkpoint becomes a version, unless it is one already."""
     checkpoint: str = "winner"
     """winner, base, or the id of a trial."""
+    comparison: str | None = None
+    """Instead of a sweep: id of a SUCCEEDED comparison, whose winner of `method` becomes a version."""
+    method: str | None = None
+    """As the comparison calls it. None: the one that leads."""
     version: Annotated[int, Field(ge=1, lt=10**9)] | None = None
     """Instead of a sweep: a registered version."""
     gate: GateBody = "default"
@@ -181,6 +189,7 @@ def evaluation_json(row: Sweep, *, whole: bool) -> Json:
         state=row.state,
         reason=row.reason,
         message=row.message,
+        stale_since=rfc3339(row.stale_since) if row.stale_since else None,
         desired=row.desired,
         progress=row.progress,
         attempt=row.attempt,

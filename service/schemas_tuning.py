@@ -149,6 +149,8 @@ class _Asked(BaseModel):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     """Token id -> what is added to its logit."""
+    user: str | None = None
+    """Who asks: where a roll-out is sticky, one user is answered by one version."""
 
 
 class ChatIn(_Asked):

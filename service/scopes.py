@@ -34,6 +34,7 @@ _NEEDS: Sequence[tuple[str, str, str]] = (
     ("/v1/comparisons", "read", "jobs:write"),
     ("/v1/fine_tuning", "read", "jobs:write"),
     ("/v1/datasets", "read", "datasets:write"),
+    ("/v1/feedback", "read", "inference"),
     ("/v1/files", "read", "datasets:write"),
     ("/v1/registry", "read", "models:promote"),
     ("/v1/promotions", "read", "models:promote"),

@@ -9,6 +9,7 @@ from typing import Any, Self, get_args
 from urllib.parse import urlsplit
 
 from simpo.errors import ConfigError
+from sweeps.store import S3, parse_uri
 
 
 def _env(name: str, default: Any) -> Any:
@@ -23,8 +24,10 @@ class Settings:
         default="sqlite:///.simpo/simpo.db", repr=False, metadata={"env": "SIMPO_DATABASE_URL"}
     )
     """SQLAlchemy URL: sqlite:///PATH, or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE."""
-    store: Path = field(default=Path(".simpo/store"), metadata={"env": "SIMPO_STORE"})
-    """Root of the run directories, as this process and the Ray nodes both see it."""
+    store: Path | str = field(default=Path(".simpo/store"), metadata={"env": "SIMPO_STORE"})
+    """Root of the run directories: a directory that this process and the Ray nodes both see, or s3://BUCKET/PREFIX."""
+    copies: Path = field(default=Path(".simpo/copies"), metadata={"env": "SIMPO_COPIES"})
+    """Directory of this process's working copies of run directories, where SIMPO_STORE is an object store."""
     bind_host: str = _env("SIMPO_BIND_HOST", "127.0.0.1")
     """Address the API listens on."""
     bind_port: int = _env("SIMPO_BIND_PORT", 8080)
@@ -39,9 +42,20 @@ class Settings:
     """Ray Serve's HTTP origin, where the deployed models answer."""
     proxy_models: bool = _env("SIMPO_PROXY_MODELS", True)
     """Answer /v1/chat/completions and its kin here, by proxy (embedded mode). False where a gateway routes them."""
+    wake_s: float = _env("SIMPO_WAKE_S", 120.0)
+    """Seconds a request waits at most for a model that slept (`min_replicas: 0`), then 503."""
+    max_waiting: int = _env("SIMPO_MAX_WAITING", 128)
+    """Requests that wait for one such model in one process; the next is refused with 503."""
     max_adapters: int = _env("SIMPO_MAX_ADAPTERS", 8)
     """Deployed adapters of one base share its replicas, and so many stay loaded in each. 0: each has its own.
     Of Serve's REST API alone; a RayService has one application for each deployment."""
+    vllm_python: str | None = _env("SIMPO_VLLM_PYTHON", None)
+    """Python with vLLM on the Ray nodes, for deployments with `engine: vllm`; unset: they are refused."""
+    model_cache: str | None = _env("SIMPO_MODEL_CACHE", None)
+    """Directory on the Ray nodes where replicas keep checkpoints that they fetch from an object store; unset: one under
+    the temporary directory."""
+    model_cache_bytes: int = _env("SIMPO_MODEL_CACHE_BYTES", 20 << 30)
+    """Bytes of all that a node keeps there; what was used longest ago goes first, what is in use stays."""
     reconcile: bool = _env("SIMPO_RECONCILE", True)
     """Run the reconciler in this process. False: an API that only writes wishes."""
     reconcile_interval_s: float = _env("SIMPO_RECONCILE_INTERVAL_S", 1.0)
@@ -82,6 +96,8 @@ class Settings:
     """Accelerator-hours of one project, likewise."""
     project_hours_period: str = _env("SIMPO_PROJECT_HOURS_PERIOD", "month")
     """What they are counted over: month (of the calendar, UTC) or total."""
+    audit_days: int | None = _env("SIMPO_AUDIT_DAYS", None)
+    """Days for which entries of the audit log are kept; unset: for ever."""
     oidc_issuer: str | None = _env("SIMPO_OIDC_ISSUER", None)
     """Take signed tokens of this OIDC issuer beside API keys: an https URL, exactly as in the tokens' `iss`."""
     oidc_audience: str | None = _env("SIMPO_OIDC_AUDIENCE", None)
@@ -118,6 +134,11 @@ class Settings:
     """Refuse to start with a setting that is weak where strangers ask (`hardening.py` lists them)."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.store, str):
+            try:
+                parse_uri(self.store)
+            except ConfigError as error:
+                raise ConfigError(error.message, variable_of("store")) from error
         for name in ("ray_jobs_url", "ray_serve_url", "serve_url"):
             url = getattr(self, name)
             if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
@@ -125,20 +146,28 @@ class Settings:
         if not self.database_url.startswith(("sqlite:///", "postgresql+psycopg://")):
             # The URL itself may hold a password: it is not repeated here.
             raise ConfigError("must start with sqlite:/// or postgresql+psycopg://", variable_of("database_url"))
-        times = ("reconcile_interval_s", "heartbeat_stale_s", "heartbeat_hung_s", "doctor_timeout_s")
+        times = ("wake_s", "reconcile_interval_s", "heartbeat_stale_s", "heartbeat_hung_s", "doctor_timeout_s")
         for name in (*times, "webhook_timeout_s", "webhook_disable_after_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"must be greater than 0, not {getattr(self, name)}", variable_of(name))
         counts = ("max_running_sweeps", "max_attempts", "driver_stop_s", "max_dataset_bytes", "doctor_memory_mb")
-        for name in counts:
+        for name in (*counts, "model_cache_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"must be at least 1, not {getattr(self, name)}", variable_of(name))
+        if self.model_cache is not None and not Path(self.model_cache).is_absolute():
+            raise ConfigError("must be an absolute path", variable_of("model_cache"))
         if self.max_adapters < 0:
             raise ConfigError(f"must be at least 0, not {self.max_adapters}", variable_of("max_adapters"))
+        if self.max_waiting < 1:
+            raise ConfigError(f"must be at least 1, not {self.max_waiting}", variable_of("max_waiting"))
         for name in ("project_sweeps", "project_trials", "project_hours"):
             limit = getattr(self, name)
             if limit is not None and not limit >= (0 if name == "project_hours" else 1):
                 raise ConfigError(f"must not be {limit}: unset it for no limit", variable_of(name))
+        if self.audit_days is not None and not 1 <= self.audit_days <= _CENTURY:
+            raise ConfigError(
+                f"must be 1 to {_CENTURY} days, not {self.audit_days}: unset it to keep all", variable_of("audit_days")
+            )
         choices = {"submit_by": ("jobs", "rayjob"), "deploy_by": ("serve", "rayservice")}
         for name, words in (("log_format", ("auto", "json", "text")), ("log_level", _LEVELS), *choices.items()):
             if getattr(self, name) not in words:
@@ -183,13 +212,23 @@ class Settings:
         return self.ray_serve_url or self.ray_jobs_url
 
     def run_dir(self, sweep_id: str) -> Path:
-        """Directory of one sweep or run."""
-        return self.store.absolute() / "sweeps" / sweep_id
+        """Directory of one sweep or run, or of its working copy."""
+        return self.local_store.absolute() / "sweeps" / sweep_id
 
     @property
     def datasets_dir(self) -> Path:
         """Directory of uploaded datasets."""
-        return self.store.absolute() / "datasets"
+        return self.local_store.absolute() / "datasets"
+
+    @property
+    def bucket(self) -> str | None:
+        """The store as s3://BUCKET/PREFIX; None where it is a directory."""
+        return self.store.rstrip("/") if isinstance(self.store, str) else None
+
+    @property
+    def local_store(self) -> Path:
+        """The store, or what this process has of it."""
+        return self.copies if isinstance(self.store, str) else self.store
 
 
 def variable_of(name: str) -> str:
@@ -204,6 +243,7 @@ def check_https(url: str | None, field: str) -> None:
         raise ConfigError(f"must look like https://host/path, not {url!r}", field)
 
 
+_CENTURY = 36525  # days: a longer time ends before the calendar begins
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _BOOLS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
@@ -219,4 +259,6 @@ def _parse(variable: str, text: str, kind: Any) -> Any:
             return kind(text)
         except ValueError:
             raise ConfigError(f"must be a number, not {text!r}", variable) from None
+    if variable == "SIMPO_STORE" and text.startswith(S3):
+        return text
     return Path(text) if kind is Path else text

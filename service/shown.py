@@ -6,7 +6,7 @@ versions, and reads only the rows that it does not know.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 _MOST_BYTES = 32 * 2**20  # about 15,000 sweeps
 
@@ -21,13 +21,13 @@ class Shown:
         self._known: OrderedDict[Hashable, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable) -> bytes | None:
-        """The body, if it is remembered."""
+    def get(self, keys: Iterable[Hashable]) -> dict[Hashable, bytes]:
+        """The bodies that are remembered."""
         with self._lock:
-            if key not in self._known:
-                return None
-            self._known.move_to_end(key)
-            return self._known[key]
+            found = {key: self._known[key] for key in keys if key in self._known}
+            for key in found:
+                self._known.move_to_end(key)
+        return found
 
     def put(self, key: Hashable, text: bytes) -> None:
         """Remember a body."""

@@ -18,7 +18,7 @@ CLOSING = "job.finished"
 """The record that a driver writes after its result."""
 MOST_RECORDS = 1000
 """Of one look, so that a driver that wrote for hours while nobody read holds up nobody else."""
-_CLOSING_S = 3.0
+_CLOSING_S = 5.0
 _COARSE_S = 2.0  # FAT's clock, the coarsest, counts so many seconds
 _BELIEVED_S = 30.0
 
@@ -76,6 +76,11 @@ class Sight:
         """Ray says that nothing runs. A hint: an orphan may live on."""
         return self.ray_answers and (self.job is None or self.job.terminal)
 
+    @property
+    def finished(self) -> bool:
+        """Ray saw the driver end by itself. A head that forgot it, or calls it failed, may speak of an orphan."""
+        return self.job is not None and self.job.status == "SUCCEEDED"
+
 
 class Watch:
     """Looks at attempts and remembers when their hearts were last seen to beat, by this process's monotonic clock.
@@ -90,11 +95,11 @@ class Watch:
         self._journals: dict[str, _Journal] = {}
         self._directories: dict[str, AttemptDir] = {}
 
-    def directory(self, submission_id: str, root: Callable[[], Path], attempt: int) -> AttemptDir:
+    def directory(self, submission_id: str, run: Callable[[], RunDir], attempt: int) -> AttemptDir:
         """The attempt's part of the run directory; made once, for making a path costs more than to look there."""
         known = self._directories.get(submission_id)
         if known is None:
-            known = self._directories[submission_id] = RunDir(root()).attempt(attempt)
+            known = self._directories[submission_id] = run().attempt(attempt)
         return known
 
     def grown(self) -> list[str]:
@@ -110,7 +115,8 @@ class Watch:
         spec_hash: str,
         jobs: dict[str, JobInfo] | None,
     ) -> Sight:
-        """Read the run directory. `jobs`: Ray's list, None when it does not answer."""
+        """Read the run directory. `jobs`: Ray's list, None when it does not answer. Raises StorageError."""
+        directory.run.place.refresh_attempt(directory.number)
         # The result is read before the journal: what the driver wrote before it published is then seen with it.
         result = read_result(directory)
         beat = read_heartbeat(directory)
@@ -189,7 +195,7 @@ def judge(sight: Sight, *, stale_s: float, hung_s: float) -> Verdict:
         return Verdict.WAIT
     if sight.result is not None:
         # The result is the success; its closing records come a moment later, and belong to the history.
-        return Verdict.SUCCEEDED if sight.last_word or sight.gone else Verdict.WAIT
+        return Verdict.SUCCEEDED if sight.last_word or sight.finished else Verdict.WAIT
     if sight.failure is not None:
         return Verdict.FAILED
     if sight.gone and sight.quiet_s >= stale_s:

@@ -59,6 +59,22 @@ class DeploymentState(StrEnum):
     DELETED = "DELETED"
 
 
+class CanaryState(StrEnum):
+    """Of a candidate beside the champion of a deployment."""
+
+    PENDING = "PENDING"
+    """It loads; nobody is answered by it."""
+    READY = "READY"
+    """It answers its share of the requests."""
+    PROMOTING = "PROMOTING"
+    """It answers all requests, until the champion's replicas have taken its checkpoint over."""
+    PROMOTED = "PROMOTED"
+    FAILED = "FAILED"
+    """It could not be loaded."""
+    ABORTED = "ABORTED"
+    ROLLED_BACK = "ROLLED_BACK"
+
+
 class DatasetState(StrEnum):
     """Of a dataset."""
 

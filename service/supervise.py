@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from service import edits, events
+from service.admission import QUOTA
 from service.clock import Clock
 from service.cluster import JobInfo, Jobs, JobsError, driver_command, driver_env
 from service.fences import fence_off, late_records
@@ -31,12 +32,15 @@ from service.rows import (
     open_attempt,
     unreleased_attempts,
 )
+from service.run_dirs import name_of, run_of
 from service.settings import Settings
 from service.sight import SYSTEM_ERROR, USER_ERROR, Sight, Verdict, Watch, judge, last_beat, words
+from service.silence import mark_silence
+from service.spent import stop_spent
 from service.states import LIVE, AttemptState, State
 from service.store import Store
 from simpo.errors import SimPOError
-from sweeps.run_dir import Record, RunDir, read_journal
+from sweeps.run_dir import Record, read_journal
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +77,7 @@ class Supervisor:
         jobs: JobList = {}
         if unreleased or any(attempt is not None for _, attempt in live):
             jobs = self._list()
+        mark_silence(self._store, self._clock, live, answered=jobs is not None)
         self._seen = (frozenset(attempt.submission_id for _, attempt in live if attempt and attempt.submitted_at), jobs)
         for sweep, attempt in live:
             try:
@@ -84,6 +89,7 @@ class Supervisor:
                 log.exception("%s: skipped in this pass", sweep.id)
                 self._explain(sweep, "RUN_DIR_UNREADABLE", f"{type(error).__name__}: {error}")
         self._admit(live)
+        stop_spent(self._store, self._settings, self._clock, live)
         for attempt in unreleased:
             self._release(attempt, jobs)
         return ended
@@ -190,7 +196,7 @@ class Supervisor:
         """
         settings = self._settings
         verb = _VERBS.get(sweep.kind, "run")
-        where, public = settings.run_dir(sweep.id), settings.public_judges
+        where, public = name_of(settings, sweep.id), settings.public_judges
         command = driver_command(settings.driver_python, where, attempt.n, verb=verb, public_judge=public)
         try:
             self._jobs.submit(name, command, driver_env(settings.driver_stop_s))
@@ -202,7 +208,9 @@ class Supervisor:
     def _write_spec(self, sweep: Sweep) -> None:
         with self._store.read() as session:
             plan = session.get_one(Sweep, sweep.id).plan
-        RunDir(self._settings.run_dir(sweep.id)).write_spec(plan)
+        run = run_of(self._settings, sweep.id)
+        run.refresh()
+        run.write_spec(plan)
 
     def _not_submitted(self, sweep: Sweep, attempt: Attempt, reason: str, message: str) -> bool:
         self._pauses.longer(attempt.submission_id)
@@ -223,7 +231,7 @@ class Supervisor:
 
     def _look(self, sweep: Sweep, attempt: Attempt, jobs: JobList) -> bool:
         name = attempt.submission_id
-        directory = self._watch.directory(name, lambda: self._settings.run_dir(sweep.id), attempt.n)
+        directory = self._watch.directory(name, lambda: run_of(self._settings, sweep.id), attempt.n)
         sight = self._watch.look(
             name, directory, after_seq=attempt.journal_seq, spec_hash=sweep.spec_hash, jobs=jobs
         )
@@ -319,7 +327,8 @@ class Supervisor:
         if job is not None and not job.terminal:
             self._stop(attempt.submission_id)
             return False
-        directory = RunDir(self._settings.run_dir(sweep.id)).attempt(attempt.n)
+        directory = run_of(self._settings, sweep.id).attempt(attempt.n)
+        directory.run.place.refresh_attempt(attempt.n)
         return self._cancelled(sweep, attempt, read_journal(directory, attempt.journal_seq), last_beat(directory))
 
     def _cancelled(
@@ -337,8 +346,9 @@ class Supervisor:
                 take_records(session, row, current[1], records, now)
                 end_attempt(session, current[1], AttemptState.CANCELLED, "", now, last)
                 self._watch.forget(attempt.submission_id)
-            move(session, row, State.CANCELLED, "CANCELLED", "Cancelled.", now)
-            events.append(session, row, "job.cancelled", "Cancelled.", now=now)
+            why, text = (QUOTA, str(row.error["message"])) if row.error else ("CANCELLED", "Cancelled.")
+            move(session, row, State.CANCELLED, why, text, now)
+            events.append(session, row, "job.cancelled", text, now=now)
         return True
 
     def _release(self, attempt: Attempt, jobs: JobList) -> None:

@@ -9,8 +9,11 @@ from sqlalchemy.orm import Session
 
 from service.errors import Conflict, Invalid, invalid
 from service.models import COMPARISON, EVALUATION, Sweep, Trial
-from service.settings import Settings
+from service.run_dirs import place_in_bucket
+from service.serving.declared import TRANSFORMERS
+from service.settings import Settings, variable_of
 from service.states import State
+from sweeps.working_copy import is_remote
 
 _ADAPTER = "adapter/adapter_model.safetensors"  # as simpo.checkpoint and PEFT call it
 WINNER = "winner"
@@ -26,7 +29,7 @@ class Chosen:
     """Id of the trial, or base: what `winner` stands for is looked up. A winner that no trial has trained (a soup, a
     scaled finalist) stays `winner`."""
     path: str
-    """Its directory."""
+    """Its directory, or s3://BUCKET/PREFIX of it."""
 
 
 def chosen(session: Session, settings: Settings, sweep_id: str, checkpoint: str) -> Chosen:
@@ -39,6 +42,9 @@ def chosen(session: Session, settings: Settings, sweep_id: str, checkpoint: str)
 
 def model_path(session: Session, settings: Settings, sweep_id: str, checkpoint: str) -> str:
     """The checkpoint's directory, looked up in what the driver published and checked again on disk.
+
+    Of a sweep in an object store its URI, by what the driver published alone: who fetches it finds out whether it is
+    there (the API may have no keys).
 
     Raises:
         Invalid: 422, no such sweep or checkpoint; the message names the choices.
@@ -56,15 +62,54 @@ def model_path(session: Session, settings: Settings, sweep_id: str, checkpoint: 
     choices = _choices(session, sweep)
     if checkpoint not in choices:
         raise invalid([("/checkpoint", f"{checkpoint!r} is none of: {', '.join(choices)}")])
-    return _checked(settings.run_dir(sweep_id), choices[checkpoint], checkpoint)
+    place = place_in_bucket(settings, sweep_id, choices[checkpoint])
+    return place or _checked(settings.run_dir(sweep_id), choices[checkpoint], checkpoint)
+
+
+def is_there(path: str) -> bool:
+    """Whether a checkpoint that was chosen once can still be served, as far as it can be seen from here."""
+    return is_remote(path) or (Path(path) / "config.json").is_file()
+
+
+def refuse_missing_engine(settings: Settings, engine: str) -> None:
+    """Raises Invalid (422) for an engine that is not set up."""
+    if engine != TRANSFORMERS and settings.vllm_python is None:
+        variable = variable_of("vllm_python")
+        raise invalid([("/engine", f"{engine} is not set up here: {variable} must name a Python that has it")])
+
+
+def method_winner(session: Session, settings: Settings, comparison_id: str, method: str | None) -> Chosen:
+    """The winner of one of a comparison's methods, None: of the one that leads. `checkpoint` is the method's name.
+
+    Raises:
+        Invalid: 422, no such comparison or method, or a method without a winner; the message names the choices.
+        Conflict: 409, the comparison has not succeeded.
+    """
+    row = session.get(Sweep, comparison_id)
+    if row is None or row.kind != COMPARISON:
+        raise invalid([("/comparison", f"there is no comparison {comparison_id!r}")])
+    if row.state != State.SUCCEEDED or row.result is None:
+        raise Conflict(
+            f"{comparison_id} is {row.state}: only a SUCCEEDED comparison can be deployed.",
+            code="comparison_not_succeeded",
+            facts={"current_state": row.state},
+        )
+    ranked = row.result["comparison"]["leaderboard"]
+    won = {str(each["name"]): str(each["best"]["checkpoint"]) for each in ranked if each.get("best")}
+    name = next(iter(won), "") if method is None else method
+    if name not in won:
+        raise invalid([("/method", f"{name!r} is none of those that have a winner: {', '.join(won) or 'none has'}")])
+    # Each method's sweep has a run directory of its own below the comparison's.
+    path = _checked(settings.run_dir(comparison_id) / "sweeps" / name, won[name], name)
+    return Chosen(sweep_id=comparison_id, checkpoint=name, path=path)
 
 
 def shared_base(settings: Settings, path: str) -> str | None:
     """The base whose replicas can serve a checkpoint: it must hold an adapter, and the base must be where it was.
 
-    None: it has replicas of its own.
+    None: it has replicas of its own. So has what lies in an object store.
     """
-    if settings.max_adapters == 0 or settings.deploy_by != "serve":
+    if is_remote(path) or settings.max_adapters == 0 or settings.deploy_by != "serve":
         return None
     try:
         manifest = json.loads((Path(path) / "manifest.json").read_text())

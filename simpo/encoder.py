@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from simpo.config import TokenPolicy
+from simpo.config import MAX_TEMPLATE, TokenPolicy
 from simpo.errors import ModelError
 from simpo.packing import TokenPair
 from simpo.records import Message, Preference
@@ -28,9 +28,13 @@ DROP_REASONS: Mapping[str, str] = {
     "prompt_boundary": "the prompt's text or ids are not what the conversation begins with: use a chat template that "
     "renders a prompt alike with and without its answer, and let plain prompts not end in a space",
     "control_token_in_text": "a turn spells one of the tokenizer's control tokens",
-    "template_refused": "the chat template raised an error, for example over a system turn",
+    "template_refused": "the chat template raised an error, for example over a system turn, or wrote without end",
 }
 """Why a pair is dropped: the key under which it is counted, and a sentence for people."""
+
+_TEMPLATE_FAULTS = (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+"""What the Python under a template raises beside Jinja's own errors: range(10 ** 9) is the sandbox's OverflowError."""
+_REPEATS = 8  # times that a turn's text may stand in what is rendered: as JSON a character may take six
 
 _PROBE = [{"role": "user", "content": "question"}]
 
@@ -44,14 +48,30 @@ class Unusable(Exception):
         self.detail = detail
 
 
+def check_template(template: object, field: str | None = None) -> None:
+    """Raises ModelError for a chat template, or a dict of them, of more than MAX_TEMPLATE characters."""
+    texts = template.values() if isinstance(template, Mapping) else [template or ""]
+    size = sum(len(str(text)) for text in texts)
+    if size > MAX_TEMPLATE:
+        raise ModelError(
+            f"the chat template has {size} characters, and {MAX_TEMPLATE} at most are taken: it is a program of "
+            "whoever made the model. Give a shorter one as tokens.chat_template",
+            field,
+        )
+
+
 class Encoder:
     """A tokenizer under a policy, with the few facts about it that the rules need, found once."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", policy: TokenPolicy) -> None:
-        """Raises ModelError: no token could end a response; the template refuses one question with its answer."""
+        """Raises ModelError.
+
+        The template is too long, or refuses one question with its answer; no token could end a response.
+        """
         self.tokenizer = tokenizer
         self.policy = policy
         self.template = policy.chat_template or tokenizer.chat_template
+        check_template(self.template)
         self.specials = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in tokenizer.all_special_tokens}
         # Chat markers are often special without being one of bos, eos, pad ...
         self.specials |= {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -185,7 +205,7 @@ class Encoder:
         from jinja2 import TemplateError  # noqa: PLC0415  # lazy: only where there is a template
 
         try:
-            return str(
+            text = str(
                 self.tokenizer.apply_chat_template(
                     turns,
                     chat_template=self.policy.chat_template,
@@ -195,6 +215,14 @@ class Encoder:
             )
         except TemplateError as error:
             raise Unusable("template_refused", f"the chat template says: {error}") from error
+        except _TEMPLATE_FAULTS as error:
+            raise Unusable("template_refused", f"the chat template fails: {error or type(error).__name__}") from error
+        room = MAX_TEMPLATE * (len(turns) + 1) + _REPEATS * sum(len(turn["content"]) for turn in turns)
+        if len(text) > room:
+            raise Unusable(
+                "template_refused", f"the chat template makes {len(text)} characters; {room} at most are taken"
+            )
+        return text
 
     def _refuse_control(self, text: str) -> None:
         found = self.control.search(text)

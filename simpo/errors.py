@@ -15,6 +15,9 @@ Fields go to `super().__init__`, text is made in `__str__`: such errors survive 
 class SimPOError(ValueError):
     """A user's mistake: one sentence with the remedy, and the field it belongs to (dotted path, or None)."""
 
+    passes = False
+    """Whether nobody's setting is wrong, so that the same may go well later."""
+
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message, field)
         self.message = message
@@ -38,6 +41,8 @@ class CheckpointError(SimPOError):
 
 class StorageError(SimPOError):
     """A disk that is full, or that may not be written: nobody's setting is wrong, and later it may go."""
+
+    passes = True
 
 
 class DataError(SimPOError):

@@ -235,6 +235,11 @@ class PackedPlan:
         """Chosen tokens of the whole step `index`, over all workers."""
         return int(self.pairs.lengths_N3[self.order_SB[index], 1].sum())
 
+    def step_tokens(self) -> Ints:
+        """Unique tokens of each whole step, prompts once for both answers; shape (steps,)."""
+        tokens: Ints = self.pairs.lengths_N3.sum(axis=1)[self.order_SB].sum(axis=1)
+        return tokens
+
     def save(self, path: str | Path) -> None:
         """Write the plan as one safetensors file."""
         tensors = {

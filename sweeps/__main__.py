@@ -14,6 +14,7 @@ from simpo.errors import SimPOError
 from sweeps.board import Board
 from sweeps.board_view import Screen
 from sweeps.budget import plan_budget
+from sweeps.checkpoint_cache import CheckpointCache
 from sweeps.comparison_command import compare as run_compare
 from sweeps.comparison_command import is_comparison, read_comparison, show_comparison
 from sweeps.comparison_spec import load_comparison
@@ -23,9 +24,10 @@ from sweeps.evaluation_spec import load_evaluation
 from sweeps.plan_command import plan as plan_sweep
 from sweeps.recorded import begun
 from sweeps.report import read_story, report_json, write_report
-from sweeps.run_dir import Record, RunDir, read_result
+from sweeps.run_dir import AttemptClaimed, Record, RunDir, last_result
 from sweeps.spec import SweepSpec, load_spec, parse_spec, with_absolute_paths
 from sweeps.stopping import Stopped
+from sweeps.working_copy import check_judge_kept, check_supported, is_remote, open_run, refuse_remote, take_out
 
 if TYPE_CHECKING:
     from sweeps.judges import JudgeAccess
@@ -55,30 +57,46 @@ ReferenceStore = Annotated[
         show_default=False,
     ),
 ]
+Copies = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where working copies of run directories in an object store lie; by default in the temporary directory.",
+        show_default=False,
+    ),
+]
+Directory = Annotated[str, typer.Argument(help="A run directory, or s3://BUCKET/PREFIX.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
 @app.command()
 def run(
-    spec: Annotated[Path, typer.Argument(help="The sweep or run, YAML or JSON.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="The run directory; made when absent.", show_default=False)],
+    spec: Annotated[str, typer.Argument(help="The sweep or run, YAML or JSON.", show_default=False)],
+    out: Annotated[
+        str,
+        typer.Option("--out", help="The run directory, or s3://BUCKET/PREFIX; made when absent.", show_default=False),
+    ],
     attempt: Annotated[
         int | None, typer.Option(min=1, help="Attempt number to claim; the next free one when left out.")
     ] = None,
     ray_address: RayAddress = None,
     public_judge: PublicJudge = False,
     reference_store: ReferenceStore = None,
+    copies: Copies = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a sweep. In a directory that holds earlier attempts it goes on where they ended."""
-    wanted = load_spec(spec)
-    made = not out.exists()
-    run_dir = _placed(out, spec, with_absolute_paths(wanted))
+    run_dir = open_run(out, copies)
+    source = _source(spec, run_dir)
+    wanted = load_spec(source)
+    made = not run_dir.root.exists()
+    check_supported(wanted, run_dir.place)
+    _place(run_dir, source, with_absolute_paths(wanted))
     try:
         _drive(run_dir, attempt, ray_address, public_judge, reference_store, quiet)
-    except SimPOError:
-        if made and not begun(out):  # nothing half-made stays behind a refused spec
-            shutil.rmtree(out, ignore_errors=True)
+    except SimPOError as error:
+        # Nothing half-made stays behind a refused spec, unless somebody else is at work there.
+        if made and not begun(run_dir.root) and not isinstance(error, AttemptClaimed):
+            run_dir.place.clear()
         raise
 
 
@@ -94,6 +112,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Tune several methods under one budget and say which is best. Started again with the same spec it goes on."""
+    refuse_remote(out, "a comparison")
     wanted = load_comparison(spec)
     made = not out.exists()
     run_dir = _placed(out, spec, wanted)
@@ -112,27 +131,36 @@ def compare(
 
 @app.command()
 def evaluate(
-    spec: Annotated[Path, typer.Argument(help="The evaluation, JSON.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="Its run directory; made when absent.", show_default=False)],
+    spec: Annotated[str, typer.Argument(help="The evaluation, JSON.", show_default=False)],
+    out: Annotated[
+        str,
+        typer.Option("--out", help="Its run directory, or s3://BUCKET/PREFIX; made when absent.", show_default=False),
+    ],
     attempt: Annotated[
         int | None, typer.Option(min=1, help="Attempt number to claim; the next free one when left out.")
     ] = None,
     public_judge: PublicJudge = False,
+    copies: Copies = None,
     quiet: Quiet = False,
 ) -> None:
     """Compare one checkpoint with another under a gate: more prompts while it is INCONCLUSIVE, up to its cap."""
     _let_waiting_threads_sleep()
     from sweeps.evaluate import run_evaluation  # noqa: PLC0415  # lazy: torch takes seconds, --help must not
 
-    wanted = load_evaluation(spec)
-    run_dir, console = _placed(out, spec, wanted), Console(quiet=quiet)
+    run_dir, console = open_run(out, copies), Console(quiet=quiet)
+    source = _source(spec, run_dir)
+    wanted = load_evaluation(source)
+    if run_dir.place.remote:
+        check_judge_kept(wanted.sweep.judge)
+    _place(run_dir, source, wanted)
     access = _access(wanted.sweep.judge, public_judge)
 
     def show(record: Record) -> None:
         console.print(f"{record['type']}: {record['message']}", highlight=False, markup=False, soft_wrap=True)
 
     try:
-        result = run_evaluation(run_dir, number=attempt, listeners=[show], access=access)
+        cache = CheckpointCache(copies and copies / "models")
+        result = run_evaluation(run_dir, number=attempt, listeners=[show], access=access, cache=cache)
     except Stopped as stopped:
         Console(stderr=True).print(f"stopped: {stopped}")
         sys.exit(130)
@@ -144,17 +172,18 @@ def evaluate(
 
 @app.command()
 def resume(
-    directory: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
+    directory: Directory,
     ray_address: RayAddress = None,
     public_judge: PublicJudge = False,
     reference_store: ReferenceStore = None,
+    copies: Copies = None,
     quiet: Quiet = False,
 ) -> None:
     """Go on with a sweep whose driver died: finished trials are replayed, the others start from their newest rung.
 
     A comparison goes on with its unfinished methods.
     """
-    run_dir = RunDir(directory)
+    run_dir = open_run(directory, copies)
     if is_comparison(run_dir.read_spec()):  # read before a claim makes anything
         if reference_store is not None:
             raise SimPOError("a comparison keeps them in its own directory: leave it out", "--reference-store")
@@ -164,15 +193,34 @@ def resume(
 
 
 @app.command()
-def show(directory: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)]) -> None:
+def show(directory: Directory, copies: Copies = None) -> None:
     """Print the leaderboard, or how far the sweep or comparison has come."""
-    run_dir, console = RunDir(directory), Console()
+    run_dir, console = open_run(directory, copies), Console()
     if is_comparison(run_dir.read_spec()):
         show_comparison(run_dir.root, console)
         return
     spec = parse_spec(run_dir.read_spec(), source=str(run_dir.spec_path))
-    results = [result for attempt in run_dir.attempts() if (result := read_result(attempt)) is not None]
-    console.print(result_view(results[-1]) if results else attempts_view(run_dir, spec))
+    result = last_result(run_dir)
+    console.print(attempts_view(run_dir, spec) if result is None else result_view(result))
+
+
+@app.command()
+def fetch(
+    directory: Directory,
+    to: Annotated[Path, typer.Option("--to", help="Where to; must not exist.", show_default=False)],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="As `show` names it; the winner's when left out.", show_default=False)
+    ] = None,
+    copies: Copies = None,
+) -> None:
+    """Copy a checkpoint out of a run directory, wherever that is."""
+    run_dir = open_run(directory, copies)
+    if checkpoint is None:
+        result = last_result(run_dir)
+        if result is None:
+            raise SimPOError("there is no result yet: name a checkpoint, or wait", "--checkpoint")
+        checkpoint = str(result["best"]["checkpoint"])
+    Console().print(str(take_out(run_dir, checkpoint, to)), highlight=False, markup=False, soft_wrap=True)
 
 
 def _drive(
@@ -186,8 +234,8 @@ def _drive(
     _let_waiting_threads_sleep()
     spec = parse_spec(run_dir.read_spec(), source=str(run_dir.spec_path))
     access = _access(spec.judge, public_judge)
-    if number is None and any(read_result(other) is not None for other in run_dir.attempts()):
-        raise SimPOError("this sweep has its result already: see `python -m sweeps show`", str(run_dir.root))
+    if number is None and last_result(run_dir) is not None:
+        raise SimPOError("this sweep has its result already: see `python -m sweeps show`", run_dir.place.uri)
     console = Console(quiet=quiet)
     console.print(f"{spec.name}: {_plan(spec)}", highlight=False)
     try:
@@ -209,11 +257,13 @@ def _drive(
                 references=references,
             )
     except Stopped as stopped:
-        Console(stderr=True).print(f"stopped: {stopped}. Go on with: python -m sweeps resume {run_dir.root}")
+        Console(stderr=True).print(f"stopped: {stopped}. Go on with: python -m sweeps resume {run_dir.place.uri}")
         sys.exit(130)
     console.print(result_view(result))
     story = read_story(run_dir.root)
-    page, _ = write_report(story, report_json(story), run_dir.root)
+    page, facts = write_report(story, report_json(story), run_dir.root)
+    for path in (page, facts) if run_dir.place.remote else ():
+        run_dir.publish(path, path.read_text(encoding="utf-8"))
     console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -245,11 +295,22 @@ def _watched_comparison(
 
 
 def _placed(out: Path, source: Path, wanted: BaseModel) -> RunDir:
-    """The run directory with the spec in it; a spec that is read from its own place stays as it is."""
+    """The run directory with the spec in it."""
     run_dir = RunDir(out)
+    _place(run_dir, source, wanted)
+    return run_dir
+
+
+def _source(spec: str, run_dir: RunDir) -> Path:
+    """Where a spec is read; the one that lies in an object store already, in the working copy."""
+    its_own = is_remote(spec) and spec == f"{run_dir.place.uri}/{run_dir.spec_path.name}"
+    return run_dir.spec_path if its_own else Path(spec)
+
+
+def _place(run_dir: RunDir, source: Path, wanted: BaseModel) -> None:
+    """Write the spec; one that is read from its own place stays as it is."""
     if not run_dir.spec_path.exists() or run_dir.spec_path.resolve() != source.resolve():
         run_dir.write_spec(wanted.model_dump(mode="json"))
-    return run_dir
 
 
 def _let_waiting_threads_sleep() -> None:

@@ -28,7 +28,7 @@ from sweeps.engine import WarmEngine
 from sweeps.finals import Bases, NoWinner
 from sweeps.judges import JudgeAccess
 from sweeps.ray_session import ray_session, room_for
-from sweeps.run_dir import Record, RunDir, read_result
+from sweeps.run_dir import Record, RunDir, last_result
 from sweeps.spec import SweepSpec
 from sweeps.stopping import Stop, stoppable
 from sweeps.trial import quiet_transformers
@@ -131,7 +131,7 @@ class _Comparison:
 
 
 def _finished(run: RunDir) -> bool:
-    return any(read_result(attempt) is not None for attempt in run.attempts())
+    return last_result(run) is not None
 
 
 def _of_sweeps(stories: Mapping[str, MethodStory]) -> dict[str, float]:

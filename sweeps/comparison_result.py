@@ -14,7 +14,7 @@ from typing import Any
 from sweeps.comparison_spec import ComparisonSpec
 from sweeps.hours import HOURS_REASON
 from sweeps.recorded import Recorded, recorded_trials
-from sweeps.run_dir import RunDir, read_result
+from sweeps.run_dir import RunDir, last_result
 from sweeps.signals import REASONS
 from sweeps.spec import SweepSpec
 from sweeps.stratum import in_stratum
@@ -44,9 +44,8 @@ class MethodStory:
 
 def read_method(run: RunDir, sweep: SweepSpec, failure: str | None = None) -> MethodStory:
     """From a run directory; of several attempts the newest result counts."""
-    results = [result for attempt in run.attempts() if (result := read_result(attempt)) is not None]
     trials = recorded_trials(run, below=run.highest() + 1)
-    return MethodStory(sweep=sweep, result=results[-1] if results else None, trials=trials, failure=failure)
+    return MethodStory(sweep=sweep, result=last_result(run), trials=trials, failure=failure)
 
 
 def comparison_result(spec: ComparisonSpec, methods: Mapping[str, MethodStory], seconds: Mapping[str, float]) -> Json:

@@ -179,7 +179,8 @@ def write_edit(run: RunDir, edit: Any) -> int:
 
 
 def read_edits(run: RunDir, known: Collection[str] = ()) -> list[Found]:
-    """Every file in `control` whose name is not `known`, in the order of their numbers."""
+    """Every file in `control` whose name is not `known`, in the order of their numbers. Raises UnwritableRunDir."""
+    run.refresh_edits()
     try:
         names = {path.name for path in run.control.iterdir()}
     except OSError:

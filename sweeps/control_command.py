@@ -12,8 +12,9 @@ import typer
 from simpo.errors import ConfigError, SimPOError
 from sweeps.comparison_command import is_comparison
 from sweeps.control import APPLIED, answers, parse_edit, trial_id, write_edit
-from sweeps.run_dir import Record, RunDir, read_heartbeat, read_result
+from sweeps.run_dir import Record, RunDir, last_result, read_heartbeat
 from sweeps.spec import read_spec_file
+from sweeps.working_copy import open_run
 from sweeps.yaml_text import read_yaml
 
 POLL_S = 0.5
@@ -32,14 +33,19 @@ Values = Annotated[
 
 @control_app.callback()
 def control(
-    ctx: typer.Context, directory: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)]
+    ctx: typer.Context,
+    directory: Annotated[str, typer.Argument(help="A run directory, or s3://BUCKET/PREFIX.", show_default=False)],
+    copies: Annotated[
+        Path | None,
+        typer.Option(help="Where working copies of run directories in an object store lie.", show_default=False),
+    ] = None,
 ) -> None:
     """Change a sweep that is running: pause, resume, cancel, more budget, another space, single trials.
 
     Each edit is a file in DIRECTORY/control; whichever attempt runs answers it within seconds, and a later one goes by
     it too. Exit status: 0 applied, 2 refused, 3 no answer in time.
     """
-    run = RunDir(directory)
+    run = open_run(directory, copies)
     if is_comparison(run.read_spec()):
         raise SimPOError(f"is a comparison: name one of its sweeps, {run.root / 'sweeps'}/METHOD", str(directory))
     ctx.obj = run
@@ -145,6 +151,7 @@ def answer_to(run: RunDir, seq: int, timeout_s: float) -> Record | None:
     """The journal's answer to an edit; None when there is none in time."""
     deadline = time.monotonic() + timeout_s
     while True:
+        run.refresh()
         for record in answers(run).values():
             if record["data"]["seq"] == seq:
                 return record
@@ -155,8 +162,8 @@ def answer_to(run: RunDir, seq: int, timeout_s: float) -> Record | None:
 
 def _send(run: RunDir, values: Mapping[str, Any], as_json: bool, no_wait: bool, timeout: float) -> None:
     edit = parse_edit(values)
-    if any(read_result(attempt) is not None for attempt in run.attempts()):
-        raise SimPOError("this sweep has its result: there is nothing left to change", str(run.root))
+    if last_result(run) is not None:
+        raise SimPOError("this sweep has its result: there is nothing left to change", run.place.uri)
     seq = write_edit(run, edit)
     if no_wait:
         _print({"state": "waiting", "seq": seq, "action": edit.action}, f"edit {seq} waits to be answered", as_json)
@@ -176,10 +183,11 @@ def _send(run: RunDir, values: Mapping[str, Any], as_json: bool, no_wait: bool, 
 def _whereabouts(run: RunDir) -> str:
     attempts = run.attempts()
     beat = read_heartbeat(attempts[-1]) if attempts else None
-    resumed = f"the next attempt answers it (python -m sweeps resume {run.root})"
+    resumed = f"the next attempt answers it (python -m sweeps resume {run.place.uri})"
     if beat is None:
         return f"no attempt has begun; {resumed}"
-    time.sleep(3.0)  # three beats of a driver that lives
+    time.sleep(3 * run.place.beat_s)  # of a driver that lives
+    run.refresh()
     later = read_heartbeat(attempts[-1])
     if later is None or later["counter"] == beat["counter"]:
         return f"attempt {beat['attempt']} is not running any more; {resumed}"

@@ -1,7 +1,6 @@
 """The life of one attempt, from spec.json to result.json: claim, prepare, search, finals, publish."""
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from sweeps.spec import SweepSpec, parse_spec, spec_hash
 from sweeps.stopping import Stop, ending_told, stoppable
 from sweeps.trial import quiet_transformers
 from sweeps.warm_start import check_sources
+from sweeps.working_copy import check_supported
 
 
 def run_attempt(
@@ -55,6 +55,7 @@ def run_attempt(
     Raises AttemptClaimed, SimPOError (the user's to mend), Stopped (a signal, or a higher claim).
     """
     spec = parse_spec(run.read_spec(), source=str(run.spec_path))
+    check_supported(spec, run.place)
     attempt = run.claim_next() if number is None else run.claim(number)
     attempt.listeners.extend(listeners)
     clock = WallClock(spec.budget.wall_clock_s)
@@ -111,6 +112,7 @@ class _Attempt:
         with self._ray() as room, self._warm(engine, room) as warm:
             with self.clock.enter("preparing"):
                 prepared, facts = self._prepare(sealed, splits)
+                self.attempt.run.refresh()  # the last words of a predecessor that was dying
                 for warning in facts.warnings:
                     self.attempt.append("reference.warning", warning, level="warn")
                 self.attempt.append("reference.ready", reference_line(facts.reference), facts.reference)
@@ -127,6 +129,7 @@ class _Attempt:
             ended = ended_by(ledger, self.clock)
             finalists = ledger.finalists()
             retrained = self._retrain(ledger, finalists, warm)
+            self._gather(finalists, retrained)
         with self.clock.enter("finals"):
             self._phase("finals", 0.0, f"finals: {len(finalists)} finalists")
             if not finalists:
@@ -138,9 +141,11 @@ class _Attempt:
         requests = None if judged is None else judged.requests
         spent = budget_facts(self.spec, ledger, self.watch.hours.spent, ended, requests)
         result = self._result(facts, ledger, verdict) | {"budget": spent}
+        if verdict.contest is not None and not run.place.holds(run.root / result["best"]["checkpoint"]):
+            run.place.push(run.root / result["best"]["checkpoint"])  # a mixture was made here
         self.attempt.publish_result(result)
         for folder in weights_of(run, finalists):  # the winner's weights are of the search's own seed
-            shutil.rmtree(folder, ignore_errors=True)
+            run.place.drop(folder)
         self._phase("done", 1.0, "done")
         best = result["best"]
         self.attempt.append("job.finished", f"the winner is trial {best['trial_id']}", {"best": best})
@@ -153,6 +158,8 @@ class _Attempt:
         check_sources(self.spec, self.attempt.run)
         earlier = [other.prepared for other in self.attempt.run.attempts() if other.number < self.attempt.number]
         earlier.insert(0, self.attempt.run.prepared)
+        for directory in earlier[1:]:
+            self.attempt.run.place.pull_prepared(directory)
         sealed = sealed_for(spec_hash(self.spec), earlier)
         if sealed is not None:
             return sealed, None
@@ -163,7 +170,9 @@ class _Attempt:
         if splits is not None:
             directory = self.attempt.prepared
             told, store = self._preparing, self.references
-            return directory, prepare(self.spec, splits, directory, told, threads=self.build_threads, references=store)
+            made = prepare(self.spec, splits, directory, told, threads=self.build_threads, references=store)
+            self.attempt.run.place.push(directory)
+            return directory, made
         assert sealed is not None
         facts = load_facts(sealed)
         assert facts is not None  # sealed_for has just read it
@@ -186,7 +195,7 @@ class _Attempt:
         if engine is not None:
             yield engine
             return
-        with WarmEngine(self.attempt.path / "engine", room).running() as own:
+        with WarmEngine(self.attempt.path / "engine", room, self.attempt.run).running() as own:
             yield own
 
     def _retrain(self, ledger: Ledger, finalists: Sequence[Ended], engine: WarmEngine) -> dict[int, list[Retrained]]:
@@ -197,6 +206,13 @@ class _Attempt:
                 self._phase("retraining", 0.0, f"{len(finalists)} finalists, {books.wanted} further training seeds")
                 engine.search(books, self.stop)
         return {finalist.ask.number: books.of(finalist) for finalist in finalists}
+
+    def _gather(self, finalists: Sequence[Ended], retrained: Mapping[int, Sequence[Retrained]]) -> None:
+        """See that all contenders' checkpoints are here: they may have been trained on other nodes."""
+        kept = [each.checkpoint for each in finalists]
+        kept += [each.checkpoint for several in retrained.values() for each in several]
+        for checkpoint in filter(None, kept):
+            self.attempt.run.place.pull(self.attempt.run.root / checkpoint)
 
     def _result(self, facts: Facts, ledger: Ledger, verdict: Verdict) -> dict[str, Any]:
         run, winner, contest = self.attempt.run, verdict.winner, verdict.contest

@@ -20,10 +20,12 @@ from ray.tune.search import Searcher
 
 from simpo.errors import StorageError
 from sweeps.ray_session import Room
+from sweeps.run_dir import RunDir
 from sweeps.searcher import Books, StudySearcher
 from sweeps.stopping import Stop
 from sweeps.trial import run_trial
 from sweeps.worker import DRIVER_CPUS, run_worker_trial
+from sweeps.working_copy import place_of
 
 RETRIES = 2
 """Times that a trial whose process died is started again, from its newest rung."""
@@ -39,9 +41,11 @@ CLOSING_S = 60.0
 class WarmEngine:
     """Searches one after another. `search` is for one thread; Tune runs in another."""
 
-    def __init__(self, directory: Path, room: Room) -> None:
+    def __init__(self, directory: Path, room: Room, run: RunDir | None = None) -> None:
+        """run: whose working copy `directory` lies in, where nodes have copies of their own."""
         self.room = room
-        self.relay = Relay(directory / "wakes", room)
+        self._run = run if run is not None and run.place.remote else None
+        self.relay = Relay(directory / "wakes", room, self._run)
         self._directory = directory
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._tune, name="tune", daemon=True)
@@ -66,13 +70,15 @@ class WarmEngine:
             shutil.rmtree(wakes, ignore_errors=True)  # also who could not be woken on a full disk ends now
             self._thread.join(CLOSING_S)
             shutil.rmtree(self._directory, ignore_errors=True)
+            if self._run is not None:
+                self._run.place.drop(self._directory)
 
     def search(self, books: Books, stop: Stop) -> None:
         """Run all that the books ask for. Raises Stopped, and what went wrong in Tune."""
         try:
             check = books.attempt.check
             self._wait(self._warm(), stop, check)
-            self._wait(self.relay.begin(StudySearcher(books, self.room.trials)), stop, check)
+            self._wait(self.relay.begin(StudySearcher(books, self.room)), stop, check)
             check()
         except BaseException:
             self.relay.abort()
@@ -133,10 +139,12 @@ class WarmEngine:
 class Relay(Searcher):
     """Tune's searcher: passes questions and answers to the search of the moment; slots without work rest."""
 
-    def __init__(self, wakes: Path, room: Room) -> None:
+    def __init__(self, wakes: Path, room: Room, run: RunDir | None = None) -> None:
+        """run: where it is in an object store; who rests on another node looks for its wake there."""
         super().__init__()
         self.aborted = False
         self._wakes = wakes
+        self._run = run
         self._room = room
         self._lock = threading.RLock()
         self._current: StudySearcher | None = None
@@ -190,7 +198,7 @@ class Relay(Searcher):
                 if isinstance(told, dict):
                     self._live[trial_id] = self._current
                     self._wake_next()  # where one goes on there may be work for another
-                    return {**told, "gpus": self._room.gpus}
+                    return told
                 if told is not None:
                     self._current = None
             if self._closed:
@@ -198,7 +206,8 @@ class Relay(Searcher):
             if len(self._live) + len(self._rests) + len(self._woken) >= self._room.trials:
                 return None
             self._rests[trial_id] = False
-            return {"rest_until": str(self._wakes / trial_id)}
+            where = {} if self._run is None else {"store": self._run.place.uri, "run_dir": str(self._run.root)}
+            return {"rest_until": str(self._wakes / trial_id), **where}
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """Kept here, or Tune would wrap this searcher in a limiter of its own."""
@@ -247,6 +256,9 @@ class Relay(Searcher):
             self._woken.add(rest)
             with contextlib.suppress(OSError):  # the folder is gone, and the rest with it; or the disk is full
                 (self._wakes / rest).touch()
+            if self._run is not None:
+                with contextlib.suppress(StorageError):  # the journal will say so
+                    self._run.place.publish(self._wakes / rest, "", durable=False)
 
 
 class _Aborted(Exception):
@@ -266,19 +278,23 @@ class _Abort(tune.Callback):
 
 def run_or_rest(config: dict[str, Any]) -> None:
     """The function that Tune calls: rest, or one trial."""
-    _rest(config["rest_until"]) if "rest_until" in config else run_trial(config)
+    _rest(**config) if "rest_until" in config else run_trial(config)
 
 
 def run_or_rest_workers(config: dict[str, Any]) -> None:
     """The same for trials of several workers."""
-    _rest(config["rest_until"]) if "rest_until" in config else run_worker_trial(config)
+    _rest(**config) if "rest_until" in config else run_worker_trial(config)
 
 
-def _rest(until: str) -> None:
-    """Until that file is there, or its folder is gone with the engine."""
+def _rest(rest_until: str, store: str | None = None, run_dir: str = "") -> None:
+    """Until that file is there, or its folder is gone with the engine; on another node it is in the store alone."""
     tune.report({"resting": True})
-    while not Path(until).exists() and Path(until).parent.exists():
+    wake = Path(rest_until)
+    elsewhere = store is not None and not wake.parent.exists()
+    look = place_of(store if elsewhere else None, Path(run_dir)).looking(wake)
+    while not wake.exists() and (elsewhere or wake.parent.exists()):
         time.sleep(POLL_S)
+        look()
     tune.report({"done": True})
 
 

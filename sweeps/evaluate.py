@@ -7,7 +7,7 @@ the looks share one error: with k planned looks each interval has level 1 - 0.05
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,9 +21,10 @@ from simpo.evaluation.judged import JudgedWinRate, judge_with_controls
 from simpo.evaluation.verdicts import Comparison, PairwiseJudge
 from simpo.memory import keep_freed_pages
 from simpo.records import Preference
+from sweeps.checkpoint_cache import CheckpointCache
 from sweeps.defaults import PRACTICE
 from sweeps.evaluation_data import Side, held_out_rows
-from sweeps.evaluation_spec import EvaluationSpec, evaluation_hash, parse_evaluation
+from sweeps.evaluation_spec import EvaluationSpec, Subject, evaluation_hash, parse_evaluation
 from sweeps.gates import Decision, decide
 from sweeps.judged_finals import SELF_PROMPTS, shares_of
 from sweeps.judges import JudgeAccess, check_judges, pairwise_judge
@@ -32,6 +33,7 @@ from sweeps.measure import right_answers
 from sweeps.pulse import Pulse
 from sweeps.run_dir import Attempt, Record, RunDir
 from sweeps.stopping import Stop, ending_told, stoppable
+from sweeps.working_copy import is_remote
 
 ERROR = 0.05
 """Over all looks of an evaluation together, two-sided."""
@@ -45,8 +47,11 @@ def run_evaluation(
     number: int | None = None,
     listeners: Sequence[Callable[[Record], None]] = (),
     access: JudgeAccess | None = None,
+    cache: CheckpointCache | None = None,
 ) -> dict[str, Any]:
     """Run one attempt of the evaluation in `run` and return its result. `number` None: the next free one.
+
+    cache: where checkpoints go that are fetched from an object store.
 
     Raises AttemptClaimed, SimPOError (the user's to mend), Stopped (a signal, or a higher claim).
     """
@@ -60,7 +65,8 @@ def run_evaluation(
     attempt.append("job.started", f"attempt {attempt.number} of {spec.name} starts", started)
     with stoppable() as stop, Pulse(attempt, stop.superseded) as pulse, ending_told(attempt, stop):
         began = time.monotonic()
-        evidence, decision = _Evaluation(spec, attempt, stop, access or JudgeAccess()).run()
+        with _fetched(spec, cache or CheckpointCache()) as here:
+            evidence, decision = _Evaluation(here, attempt, stop, access or JudgeAccess()).run()
         result = {
             "attempt": attempt.number,
             "spec_hash": evaluation_hash(spec),
@@ -81,6 +87,21 @@ def looks_of(first: int, most: int) -> list[int]:
     while looks[-1] < most:
         looks.append(min(2 * looks[-1], most))
     return looks
+
+
+@contextlib.contextmanager
+def _fetched(spec: EvaluationSpec, cache: CheckpointCache) -> Iterator[EvaluationSpec]:
+    """The same, with checkpoints that lie in an object store by their copies on this node. Raises as `hold`."""
+    with contextlib.ExitStack() as held:
+
+        def here(subject: Subject) -> Subject:
+            if not is_remote(subject.path):
+                return subject
+            copy = cache.hold(subject.path)
+            held.callback(copy.close)
+            return subject.model_copy(update={"path": str(copy.path)})
+
+        yield spec.model_copy(update={name: here(getattr(spec, name)) for name in ("candidate", "reference", "base")})
 
 
 class _Evaluation:

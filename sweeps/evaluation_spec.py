@@ -23,7 +23,7 @@ class Subject(Strict):
     """A model to be evaluated."""
 
     path: Annotated[str, Field(min_length=1)]
-    """Checkpoint directory, or the hub id of a base model."""
+    """Checkpoint directory, s3://BUCKET/PREFIX of one that is fetched, or the hub id of a base model."""
     label: str
     """What people call it: a registered version, or a sweep's winner."""
 

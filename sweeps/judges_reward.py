@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from simpo.encoder import check_template
 from simpo.errors import ModelError
 from sweeps.judges_spec import RewardModel
 
@@ -51,6 +52,7 @@ def _loaded(source: str, dtype: str) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ModelError(f"cannot be loaded as a reward model: {first}", "judge.model") from error
+    check_template(tokenizer.chat_template, "judge.model")
     if loading["missing_keys"]:  # transformers would make up the head of a model that is no reward model
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ModelError(f"is no reward model: its weights lack {missing}", "judge.model")

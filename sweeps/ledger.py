@@ -81,6 +81,7 @@ class Ledger:
         self.over = False
         """Nothing can be added to the search any more."""
         self._best: int | None = None
+        self._swept: dict[int, str] = {}  # by number what of a trial an object store was asked to drop: rungs, all
 
     def next(self) -> Assignment | None:
         """The next trial to run, or None: wait, or (see `drained`) there is no more."""
@@ -181,9 +182,11 @@ class Ledger:
             workers=self.spec.parallel.workers_per_trial,
             start=ask.start,
             until=ask.until,
+            peers=ask.peers,
             bar=self.study.bar(ask),
             restart=isinstance(self.spec.scheduler, Halving),
             signals=str(self.attempt.signals),
+            store=self.attempt.run.place.uri if self.attempt.run.place.remote else None,
         )
 
     def _none_left(self) -> None:
@@ -265,9 +268,10 @@ class Ledger:
             if number in self.ended:
                 continue
             facts = dict(self._before[number].facts)
-            if facts["checkpoint"] and not (self.attempt.run.root / facts["checkpoint"]).is_dir():
+            if facts["checkpoint"] and not self.attempt.run.place.holds(self.attempt.run.root / facts["checkpoint"]):
                 facts["checkpoint"] = None  # its own attempt dropped it later
             self.ended[number] = Ended(ask=self.study.asks[number], outcome=outcome, **facts)
+            self._swept[number] = "all"  # this attempt has made nothing of it
         self._best = self.study.best()
 
     def _write_end(self, ended: Ended) -> None:
@@ -296,17 +300,24 @@ class Ledger:
     def _sweep_out(self) -> None:
         """Drop what no one will read: ways back into ended trials, weights that fell out of the kept ranks."""
         keep = set(self.study.ranked()[: max(self.spec.finals.candidates, KEEP)])
-        wanted = self.study.wanted()
+        wanted, place = self.study.wanted(), self.attempt.run.place
         for number, ended in self.ended.items():
-            if number in wanted:
+            if number in wanted or self._swept.get(number) == "all":
                 continue
             directory = self.attempt.trial_path(ended.ask.trial_id)
-            if number not in keep and directory.exists():
-                shutil.rmtree(directory, ignore_errors=True)
+            if number not in keep and (directory.exists() or place.remote):
+                place.drop(directory)
                 self.ended[number] = replace(ended, checkpoint=None)
+                if place.remote:
+                    self._swept[number] = "all"
             # What begins with a dot was never finished: its process was killed.
             for left in (*directory.glob("rung-*"), *directory.glob(".*")):
                 shutil.rmtree(left, ignore_errors=True)
+            if place.remote and number not in self._swept:
+                self._swept[number] = "rungs"
+                for rung in place.folders(directory):
+                    if rung.name.startswith("rung-"):
+                        place.drop(rung)
 
 
 SEARCH_EDITS = (Extend, ChangeSpace, CloneTrial, AddPoint)
@@ -319,7 +330,8 @@ def last_word(update: Update | None, clock: WallClock) -> tuple[Update, Outcome]
         late = update.outcome.reason == REASONS["late"]  # it cannot know which limit has moved its deadline
         return update, replace(update.outcome, reason=clock.reason) if late else update.outcome
     step = 0 if update is None else update.step
-    died = Outcome(state="FAILED", step=step, reason="the trial's process died (out of memory?)")
+    why = "(out of memory?)" if update else "before its first word (out of memory? no room for its workers?)"
+    died = Outcome(state="FAILED", step=step, reason=f"the trial's process died {why}")
     return Update(kind="end", step=step, outcome=died), died
 
 

@@ -35,6 +35,8 @@ class Ask:
     """Number of the edit that put it in by hand."""
     until: int | None = None
     """Step at which it hands on to the next generation; None: it goes to full budget."""
+    peers: int | None = None
+    """Trials of its generation, itself included; None: of the first, which is drawn and not inherited."""
 
 
 @dataclass(frozen=True, kw_only=True)

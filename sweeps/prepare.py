@@ -23,7 +23,7 @@ from simpo.reference import ReferenceCost, reference_of
 from simpo.tokenize import encode_prompt, stop_token_ids, tokenize_preferences
 from sweeps.judges import judge_of
 from sweeps.measure import Measurement, measure
-from sweeps.prepared import Facts, HeldOut, save_facts
+from sweeps.prepared import BASE, Facts, HeldOut, save_facts
 from sweeps.small_base import build_small_base
 from sweeps.spec import PRACTICE, SweepSpec, spec_hash
 
@@ -199,8 +199,8 @@ def _base(spec: SweepSpec, directory: Path, splits: Splits, progress: Progress) 
         progress(0.05 + 0.75 * step / total, f"making the base model: step {step} of {total}, loss {loss:.2f}")
 
     if spec.dataset.train == PRACTICE:
-        return str(practice.build_base(directory / "base", seed=spec.seed, progress=told))
-    return str(build_small_base(directory / "base", splits.train, policy=spec.tokens, seed=spec.seed, progress=told))
+        return str(practice.build_base(directory / BASE, seed=spec.seed, progress=told))
+    return str(build_small_base(directory / BASE, splits.train, policy=spec.tokens, seed=spec.seed, progress=told))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ report.safetensors/.json held-out pairs and prompts of the final report; no tria
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from safetensors.numpy import load_file, save_file
 
 from simpo.packing import PackedPlan, PairStore
 from simpo.reference import Reference
+
+BASE = "base"
+"""Where a base model lies that was made for this sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +86,12 @@ def save_facts(directory: Path, facts: Facts) -> None:
 def load_facts(directory: Path) -> Facts | None:
     """The facts of a sealed directory, or None."""
     try:
-        return Facts(**json.loads((directory / "prepared.json").read_text(encoding="utf-8")))
+        facts = Facts(**json.loads((directory / "prepared.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+    # A base that was made in here goes where the directory goes: to another machine, or with a moved run directory.
+    moved = Path(facts.base).is_absolute() and not Path(facts.base).exists() and (directory / BASE).is_dir()
+    return replace(facts, base=str(directory / BASE)) if moved else facts
 
 
 def sealed_for(spec_hash: str, directories: Sequence[Path]) -> Path | None:

@@ -12,7 +12,6 @@ from sweeps.run_dir import Attempt, RunDirError
 
 log = logging.getLogger(__name__)
 
-BEAT_S = 1.0
 WEIGH_EVERY = 3
 """Beats between two looks at the memory: reading the shares of every process costs tens of milliseconds."""
 
@@ -49,14 +48,20 @@ class Pulse:
             if beats % WEIGH_EVERY == 0:
                 self.peak_memory_bytes = max(self.peak_memory_bytes, memory_bytes(self.pids()))
             self._beat()
-            if self._attempt.superseded():
+            if self._succeeded():
                 self._superseded = True
                 self._on_superseded()
                 return
             self._heed()
             beats += 1
-            if self._stop.wait(BEAT_S):
+            if self._stop.wait(self._attempt.run.place.beat_s):
                 return
+
+    def _succeeded(self) -> bool:
+        """Whether a successor is known of; where nobody can tell, publishing will ask again."""
+        with contextlib.suppress(RunDirError):
+            return self._attempt.superseded()
+        return False
 
     def _heed(self) -> None:
         try:

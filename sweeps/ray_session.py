@@ -25,6 +25,12 @@ class RayUnavailable(SimPOError):
     """Ray cannot be started or reached, or is too small for one trial."""
 
 
+class RayUnreachable(RayUnavailable):
+    """Of these, Ray does not start or answer: a head that is busy or has just died, memory that is taken for now."""
+
+    passes = True
+
+
 @contextlib.contextmanager
 def ray_session(address: str | None, parallel: Parallel) -> Iterator[None]:
     """Connect for the length of the context. Raises RayUnavailable.
@@ -90,7 +96,11 @@ def start_private(temporary: Path, *, num_cpus: int, dashboard: bool) -> None:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="utf-8")
     # RAY_AUTH_MODE is not touched: ray's C++ read it at import, and a new local cluster asks for a token anyway.
-    os.environ |= {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin for each other stop one another where a core is not free
+    }
     more: dict[str, object] = {"include_dashboard": False}
     if dashboard:
         port = _free_port()
@@ -131,6 +141,8 @@ class Room:
     """Of each."""
     gpus: float
     """Of each worker."""
+    lends: bool
+    """Whether a trial may compute on the cores of slots that have none: they are CPUs of one machine."""
 
 
 def room_for(parallel: Parallel) -> Room:
@@ -139,10 +151,11 @@ def room_for(parallel: Parallel) -> Room:
 
     held = ray.cluster_resources()
     cuda = bool(torch.version.cuda or torch.version.hip)
-    return room_in(parallel, cpus=int(held.get("CPU", 0)), gpus=held.get("GPU", 0.0), cuda=cuda)
+    machines = sum(node["Alive"] for node in ray.nodes())
+    return room_in(parallel, cpus=int(held.get("CPU", 0)), gpus=held.get("GPU", 0.0), cuda=cuda, machines=machines)
 
 
-def room_in(parallel: Parallel, *, cpus: int, gpus: float, cuda: bool) -> Room:
+def room_in(parallel: Parallel, *, cpus: int, gpus: float, cuda: bool, machines: int) -> Room:
     """The same for a cluster of that size. cuda: whether torch is built for GPUs. Raises RayUnavailable."""
     workers, share = parallel.workers_per_trial, parallel.gpus_per_worker
     if share is None:
@@ -160,7 +173,8 @@ def room_in(parallel: Parallel, *, cpus: int, gpus: float, cuda: bool) -> Room:
     fit = cpus // workers
     if share:
         fit = min(fit, int(gpus + 1e-9) // int(workers * share) if share >= 1 else int(gpus) * int(1 / share + 1e-9))
-    return Room(trials=max(1, min(parallel.trials, fit)), workers=workers, gpus=share)
+    lends = machines == 1 and workers == 1 and not share
+    return Room(trials=max(1, min(parallel.trials, fit)), workers=workers, gpus=share, lends=lends)
 
 
 def _start(**arguments: object) -> None:
@@ -168,7 +182,7 @@ def _start(**arguments: object) -> None:
         ray.init(configure_logging=False, **arguments)
     except Exception as error:  # from a busy port to a wrong token: each means that there is no Ray
         reason = str(error).strip().splitlines()
-        raise RayUnavailable(
+        raise RayUnreachable(
             f"Ray cannot be {'started' if arguments['address'] == 'local' else 'reached'} "
             f"({reason[0] if reason else type(error).__name__}): check memory, /tmp and the address"
         ) from error

@@ -91,6 +91,7 @@ class Retrainings:
             workers=self._ledger.spec.parallel.workers_per_trial,
             signals=str(attempt.signals),
             replicate=replicate,
+            store=attempt.run.place.uri if attempt.run.place.remote else None,
         )
 
     def number_of(self, trial_id: str) -> int:
@@ -140,7 +141,8 @@ def weights_of(run: RunDir, finalists: Sequence[Ended]) -> Iterator[Path]:
     names = [finalist.ask.trial_id for finalist in finalists]
     for attempt in run.attempts():
         for name in names:
-            yield from attempt.trial_path(name).parent.glob(f"{name}_r*")
+            folders = run.place.folders(attempt.trial_path(name).parent)
+            yield from (folder for folder in folders if folder.name.startswith(f"{name}_r"))
 
 
 def _recorded(run: RunDir, *, below: int) -> list[tuple[tuple[int, int], Retrained | None, list[Path]]]:
@@ -162,7 +164,7 @@ def _recorded(run: RunDir, *, below: int) -> list[tuple[tuple[int, int], Retrain
 
 
 def _still_there(run: RunDir, data: dict[str, Any]) -> bool:
-    return data["state"] != "COMPLETE" or (run.root / str(data["checkpoint"])).is_dir()
+    return data["state"] != "COMPLETE" or run.place.holds(run.root / str(data["checkpoint"]))
 
 
 def _folder(attempt: Attempt, data: dict[str, Any]) -> Path:

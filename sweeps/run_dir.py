@@ -14,21 +14,24 @@
     <store>/references/                     of <root> = <store>/sweeps/<id>: reference log-probabilities, for all sweeps
 
 Ray jobs write here, the service reads here; neither ever opens the other's store. Every file appears whole: written
-beside its place, flushed to disk, then renamed.
+beside its place, flushed to disk, then renamed. Where its place is a `sweeps.remote.Remote`, this directory is one
+node's working copy of one in an object store: what is published goes there first, and the store decides who claims.
 """
 
 import contextlib
 import json
 import os
+import secrets
 import socket
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 from simpo.errors import SimPOError, StorageError
+from sweeps.place import Here, Place
 
 Level = Literal["info", "warn", "error"]
 
@@ -75,8 +78,10 @@ RESERVE_BYTES = 64 * 1024
 class RunDir:
     """A sweep's directory. Making the object touches nothing."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, place: Place | None = None) -> None:
+        """place: what the directory is a working copy of (`sweeps.working_copy`); None: it is the thing itself."""
         self.root = Path(root).absolute()
+        self.place: Place = place or Here(self.root)
 
     @property
     def spec_path(self) -> Path:
@@ -106,28 +111,32 @@ class RunDir:
         """Publish an edit under the lowest number above all others, whole and for good; returns that number."""
         text = json.dumps(edit, allow_nan=False)
         while True:
+            self.refresh_edits()
             taken = [int(path.stem) for path in self.control.glob("*.json") if path.stem.isdecimal()]
             seq = max(taken, default=0) + 1
             with contextlib.suppress(FileExistsError):  # another writer was quicker
-                _write_whole(self.control / f"{seq:08d}.json", text, exclusive=True)
+                self.publish(self.control / f"{seq:08d}.json", text, exclusive=True)
                 return seq
 
     def put_edit(self, seq: int, edit: Mapping[str, Any]) -> None:
         """Publish an edit under a number given to it; the same again is fine, another one there is RunDirError."""
         path = self.control / f"{seq:08d}.json"
         try:
-            _write_whole(path, json.dumps(edit, allow_nan=False), exclusive=True)
+            self.publish(path, json.dumps(edit, allow_nan=False), exclusive=True)
         except FileExistsError:
+            self.refresh_edits()
             if _read_json(path) != dict(edit):
                 raise RunDirError(f"edit {seq} was made by somebody else: ask again", str(path)) from None
 
     def write_spec(self, spec: Mapping[str, Any]) -> None:
         """Write spec.json once; the same content again is fine, another is RunDirError."""
-        if self.spec_path.exists():
-            if self.read_spec() != dict(spec):
-                raise RunDirError("holds the spec of another sweep: choose an empty directory", str(self.root))
-            return
-        _write_whole(self.spec_path, json.dumps(spec, indent=1))
+        if not self.spec_path.exists():
+            with contextlib.suppress(FileExistsError):
+                self.publish(self.spec_path, json.dumps(spec, indent=1), exclusive=True)
+                return
+            self.refresh()  # somebody else was quicker
+        if self.read_spec() != dict(spec):
+            raise RunDirError("holds the spec of another sweep: choose an empty directory", str(self.root))
 
     def read_spec(self) -> dict[str, Any]:
         """The stored spec's JSON. Raises RunDirError when there is none or it is not JSON."""
@@ -147,7 +156,9 @@ class RunDir:
 
     def highest(self) -> int:
         """The highest claimed number, 0 before the first claim."""
-        return max((attempt.number for attempt in self.attempts()), default=0)
+        here = max((attempt.number for attempt in self.attempts()), default=0)
+        with _told():
+            return max(here, self.place.highest())
 
     def attempt(self, number: int) -> "Attempt":
         """An attempt to read from; whether it was claimed is not checked."""
@@ -162,18 +173,48 @@ class RunDir:
             raise AttemptClaimed(f"attempt {highest} has superseded attempt {number} in {self.root}", "attempt")
         attempt = Attempt(self, number)
         owner = {"attempt": number, "host": socket.gethostname(), "pid": os.getpid(), "at": _now()}
+        owner["token"] = secrets.token_hex(8)  # no two claims are the same bytes
         try:
-            _write_whole(attempt.path / "claim.json", json.dumps(owner), exclusive=True)
+            self.publish(attempt.path / "claim.json", json.dumps(owner), exclusive=True)
         except FileExistsError as error:
             raise AttemptClaimed(
                 f"attempt {number} of {self.root} belongs to another driver: resume with a higher number", "attempt"
             ) from error
-        _write_whole(attempt.path / RESERVE, " " * RESERVE_BYTES)
+        if self.place.remote:
+            self._check_refusal(attempt)
+        with _told():
+            Here(self.root).publish(attempt.path / RESERVE, " " * RESERVE_BYTES)
         return attempt
 
     def claim_next(self) -> "Attempt":
         """Take the lowest number above all claims."""
         return self.claim(self.highest() + 1)
+
+    def publish(self, path: Path, text: str, *, exclusive: bool = False, durable: bool = True) -> None:
+        """All of the text or nothing at `path`; of a working copy in the object store first.
+
+        Raises FileExistsError when exclusive and there; UnwritableRunDir on no space, no permission, no store.
+        """
+        with _told():
+            self.place.publish(path, text, exclusive=exclusive, durable=durable)
+
+    def refresh(self) -> None:
+        """See that every text of anybody's is here. Raises UnwritableRunDir."""
+        with _told():
+            self.place.refresh()
+
+    def refresh_edits(self) -> None:
+        """See that every edit is here. Raises UnwritableRunDir."""
+        with _told():
+            self.place.refresh_edits()
+
+    def _check_refusal(self, attempt: "Attempt") -> None:
+        """See that the store refuses a second claim: with one that does not, two drivers of an attempt would run."""
+        try:
+            self.publish(attempt.path / "claim.json", "{}", exclusive=True)
+        except FileExistsError:
+            return
+        raise RunDirError("ignores If-None-Match on PutObject, so nothing can be claimed in it", self.place.uri)
 
 
 class Attempt:
@@ -207,7 +248,7 @@ class Attempt:
 
     def signal(self, signals: Mapping[str, Any]) -> None:
         """Replace what running trials heed."""
-        _write_whole(self.signals, json.dumps(signals, allow_nan=False), durable=False)
+        self.run.publish(self.signals, json.dumps(signals, allow_nan=False), durable=False)
 
     def relative(self, path: str | Path) -> str:
         """A path as results name it: relative to the run directory."""
@@ -231,7 +272,7 @@ class Attempt:
                 # allow_nan=False: NaN is no JSON; a number that is not finite must be told in words.
                 text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
                 try:
-                    _write_whole(self.path / "journal" / f"{records[0]['seq']:08d}.jsonl", text, exclusive=True)
+                    self.run.publish(self.path / "journal" / f"{records[0]['seq']:08d}.jsonl", text, exclusive=True)
                 except StorageError as error:
                     self.broken = error  # a library may swallow this one; whoever waits calls `check`
                     raise
@@ -259,7 +300,7 @@ class Attempt:
         """Replace the heartbeat with the next one."""
         self._beats += 1
         beat = Heartbeat(attempt=self.number, counter=self._beats, at=_now(), counts=dict(counts), pid=os.getpid())
-        _write_whole(self.path / "heartbeat.json", json.dumps(beat, allow_nan=False), durable=False)
+        self.run.publish(self.path / "heartbeat.json", json.dumps(beat, allow_nan=False), durable=False)
 
     def superseded(self) -> bool:
         """Whether a higher attempt was claimed: this one must stop."""
@@ -271,7 +312,8 @@ class Attempt:
             raise AttemptClaimed(f"attempt {self.number} was superseded: its result is not accepted", "attempt")
         (self.path / RESERVE).unlink(missing_ok=True)
         try:
-            _write_whole(self.path / "result.json", json.dumps(result, indent=1, allow_nan=False), exclusive=True)
+            text = json.dumps(result, indent=1, allow_nan=False)
+            self.run.publish(self.path / "result.json", text, exclusive=True)
         except FileExistsError as error:
             raise AttemptClaimed(f"attempt {self.number} has a result already", "attempt") from error
 
@@ -318,6 +360,12 @@ def read_result(attempt: Attempt) -> dict[str, Any] | None:
     return result
 
 
+def last_result(run: RunDir) -> dict[str, Any] | None:
+    """The result of the newest attempt that has published one."""
+    results = (read_result(attempt) for attempt in reversed(run.attempts()))
+    return next((result for result in results if result is not None), None)
+
+
 def _parsed(line: str) -> Record | None:
     try:
         record: Record = json.loads(line)
@@ -337,39 +385,12 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _write_whole(path: Path, text: str, *, exclusive: bool = False, durable: bool = True) -> None:
-    """All of the text or nothing at `path`.
-
-    Raises FileExistsError when exclusive and there; RunDirError on no space, no permission and the like.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Trouble with disk or store as trouble with the run directory."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        if exclusive:
-            os.link(temporary, path)  # rename would replace; link refuses what exists
-        else:
-            temporary.replace(path)
-        if durable:
-            _sync_directory(path.parent)
-    except FileExistsError:
+        yield
+    except RunDirError:
         raise
-    except OSError as error:
-        raise UnwritableRunDir(
-            f"cannot be written ({error.strerror}): check space and permissions", str(path)
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    except StorageError as error:
+        raise UnwritableRunDir(error.message, error.field) from error

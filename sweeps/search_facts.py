@@ -7,15 +7,18 @@ lineage    where trials went on from others (halving, pbt): the winner's ancesto
            stretch of steps
 warm_start what the sampler had learnt from
 edits      what people changed while it ran, and what was refused
+trained_tokens  unique tokens of the steps that its trials took
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from simpo.packing import PackedPlan
 from sweeps.control import edits_told
 from sweeps.generations import in_generations
 from sweeps.ledger import Ended, Ledger
+from sweeps.prepared import load_plan
 
 LEAST = 4
 """Fewest trials of which a correlation is told: its interval needs n - 3 degrees of freedom."""
@@ -34,10 +37,18 @@ def search_facts(ledger: Ledger) -> dict[str, Any]:
         facts["warm_start"] = {"sources": list(spec.warm_start), "trials": ledger.study.lessons}
     if edits := edits_told(ledger.attempt.run):
         facts["edits"] = edits
+    if (ledger.prepared / "plan.safetensors").exists():
+        facts["trained_tokens"] = trained_tokens(ended, load_plan(ledger.prepared))
     best = ledger.study.best()
     if in_generations(spec) and best is not None:
         facts["lineage"] = lineage(ledger.ended, best)
     return facts
+
+
+def trained_tokens(trials: Sequence[Ended], plan: PackedPlan) -> int:
+    """Of the steps from each trial's beginning, or from where its parent was, to its end. Without retrainings."""
+    tokens = plan.step_tokens()
+    return sum(int(tokens[trial.ask.start : trial.outcome.step].sum()) for trial in trials)
 
 
 def rung_order(trials: Sequence[Ended], steps: Sequence[int]) -> list[dict[str, Any]]:

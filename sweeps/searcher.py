@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ray.tune.search import Searcher
 
 from simpo.errors import StorageError
+from sweeps.ray_session import Room
 from sweeps.run_dir import Attempt
 from sweeps.trial import Assignment, Update
 
@@ -41,9 +42,9 @@ class Books(Protocol):
 class StudySearcher:
     """Asks the books for trials, carries their words back. One search."""
 
-    def __init__(self, books: Books, max_concurrent: int) -> None:
+    def __init__(self, books: Books, room: Room) -> None:
         self._books = books
-        self._max_concurrent = max_concurrent
+        self._room = room
         # Tune names its trials itself; ours are stable over attempts.
         self._numbers: dict[str, int] = {}
         self._last: dict[str, Update] = {}
@@ -51,14 +52,17 @@ class StudySearcher:
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A trial's config; None: nothing now; FINISHED: no more."""
-        if len(self._live) >= self._max_concurrent:
+        if len(self._live) >= self._room.trials:
             return None
         assignment = self._books.next()
         if assignment is None:
             return Searcher.FINISHED if self._books.drained else None
         self._numbers[trial_id] = self._books.number_of(assignment.trial_id)
         self._live.add(trial_id)
-        return assignment.as_config()
+        # One trial, one core, as long as there are trials for all of them.
+        peers = assignment.peers or self._room.trials
+        threads = max(1, self._room.trials // peers) if self._room.lends else 1
+        return assignment.as_config() | {"gpus": self._room.gpus, "threads": threads}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Every report but the one that Tune repeats at the end."""

@@ -32,6 +32,8 @@ class Signals:
     ) -> None:
         """agree: makes of one worker's word that of all; called by all at the same steps."""
         self._agree = agree
+        self.fetch: Callable[[], None] = lambda: None
+        """Sees that the file is up to date where nobody else of this node does."""
         self._word: Word = "go"
         self._path = None if path is None else Path(path)
         self._trial_id = trial_id
@@ -67,6 +69,7 @@ class Signals:
     def _look(self) -> None:
         if self._path is None:
             return
+        self.fetch()
         try:
             there = self._path.stat()
             if (there.st_ino, there.st_mtime_ns) != self._seen:

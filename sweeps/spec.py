@@ -302,7 +302,12 @@ def spec_hash(spec: SweepSpec | RunSpec) -> str:
 
     A field that came later joins it only with a value of its own, so that an upgrade changes no hash.
     """
-    canonical = json.dumps(_without_later(spec.model_dump(mode="json")), sort_keys=True, separators=(",", ":"))
+    return hash_of(spec.model_dump(mode="json"))
+
+
+def hash_of(values: Mapping[str, Any]) -> str:
+    """`spec_hash` of a spec's JSON, every default in it."""
+    canonical = json.dumps(_without_later(values), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

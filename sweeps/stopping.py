@@ -67,7 +67,8 @@ def stoppable() -> Iterator[Stop]:
 def ending_told(attempt: Attempt, stop: Stop) -> Iterator[None]:
     """The journal hears why the attempt ended early; the exception goes on.
 
-    USER_ERROR: a SimPOError, but not a full disk: the same spec may go well in the next attempt.
+    USER_ERROR: a SimPOError, but none that passes (a full disk, a Ray that does not answer): the same spec may go well
+    in the next attempt.
     """
     try:
         yield
@@ -75,7 +76,7 @@ def ending_told(attempt: Attempt, stop: Stop) -> Iterator[None]:
         _close(attempt, "job.stopped", str(stopped), {"reason": str(stopped)}, "warn")
         raise
     except SimPOError as error:
-        _note_failure(attempt, "SYSTEM_ERROR" if isinstance(error, StorageError) else "USER_ERROR", error)
+        _note_failure(attempt, "SYSTEM_ERROR" if error.passes else "USER_ERROR", error)
         raise
     except Exception as error:
         if stop.reason is not None:  # a library has put its own exception in the place of Stopped

@@ -326,6 +326,7 @@ class Study:
             "parent": None if heir is None else heir.parent,
             "start": (ends[generation - 1] or 0) if generation else 0,
             "until": ends[generation],
+            "peers": len(self._heirs[generation - 1]) if generation else None,
         }
 
     def _in_control(self, number: int) -> bool:

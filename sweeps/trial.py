@@ -17,28 +17,24 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import transformers
 
 from simpo.checkpoint import restore, save_checkpoint
 from simpo.config import OptimConfig
 from simpo.errors import CheckpointError, NonFiniteStep, SimPOError, StorageError
 from simpo.fit import TrainState, fit
-from simpo.lora import add_lora
 from simpo.memory import apply_checkpointing, keep_freed_pages
 from simpo.methods import method_from_dict, method_to_dict
-from simpo.model import load_model, load_tokenizer
 from simpo.policy_hash import policy_record
-from simpo.sharding import gathered, shard_model
+from simpo.sharding import gathered
 from sweeps.budget import plan_budget
 from sweeps.constraints import violations
 from sweeps.outcome import Outcome, State
 from sweeps.prepare import RUNG_SEED, measure_on
-from sweeps.prepared import HeldOut, load_facts, load_plan, load_reference
-from sweeps.replicate import Orders
-from sweeps.run_dir import RunDir
 from sweeps.signals import Signals, Word
-from sweeps.spec import SweepSpec, parse_spec
-from sweeps.way_back import WayBack, way_back
+from sweeps.spec import SweepSpec
+from sweeps.way_back import RUNG, WayBack, way_back
+from sweeps.workbench import Workbench as Workbench
+from sweeps.workbench import quiet_transformers as quiet_transformers
 
 PROGRESS_REPORTS = 12
 """About so many progress reports a trial: a curve for people, a trickle for the journal."""
@@ -70,6 +66,8 @@ class Assignment:
     """Step at which its parent's checkpoint must let it begin, or a later one of its own."""
     until: int | None = None
     """Step at which it ends, measured and with a checkpoint for its heirs; None: it goes to full budget."""
+    peers: int | None = None
+    """Trials that run with it at most, itself included; None: as many as there are slots."""
     bar: float | None = None
     """Objective at `until` that it must beat if anybody is to go on from it, which alone is worth a checkpoint."""
     restart: bool = False
@@ -78,6 +76,8 @@ class Assignment:
     """File of `sweeps.signals` that it heeds before each step."""
     replicate: int = 0
     """Training seed: 0 is the search's own, another one is a finalist's retraining (`sweeps.replicate`)."""
+    store: str | None = None
+    """The object store that `run_dir` is a working copy of, on each node its own; None: all nodes see one directory."""
 
     def as_config(self) -> dict[str, Any]:
         """JSON form."""
@@ -135,41 +135,6 @@ class Update:
         )
 
 
-class Workbench:
-    """What one process keeps between trials."""
-
-    def __init__(self, run_dir: str, prepared: str) -> None:
-        self.spec: SweepSpec = parse_spec(RunDir(run_dir).read_spec())
-        quiet_transformers()
-        directory = Path(prepared)
-        facts = load_facts(directory)
-        assert facts is not None, f"{directory} is not sealed"
-        self.facts = facts
-        self.orders = Orders(self.spec.seed, load_plan(directory), load_reference(directory))
-        self.rungs = HeldOut.load(directory / "rungs")
-        self.tokenizer = load_tokenizer(facts.base, chat_template=self.spec.tokens.chat_template)
-        self.model = load_model(facts.base, dtype=self.spec.train.dtype)
-        if self.spec.train.lora is not None:
-            add_lora(self.model, self.spec.train.lora)
-        shard_model(self.model, self.spec.train.sharding)
-        # With an adapter that is the adapter alone: all trials of this process share the frozen base.
-        self._first_weights = {
-            name: weight.detach().clone() for name, weight in self.model.named_parameters() if weight.requires_grad
-        }
-        # What libraries made stays: collecting after a trial then looks at the trial's own objects, not at a million.
-        gc.collect()
-        gc.freeze()
-
-    def fresh_model(self) -> Any:
-        """The one model of this process, with the weights that every trial begins with."""
-        with torch.no_grad():
-            for name, weight in self.model.named_parameters():
-                if name in self._first_weights:
-                    weight.copy_(self._first_weights[name])
-                weight.grad = None
-        return self.model
-
-
 def train_trial(
     bench: Workbench, assignment: Assignment, *, clock: Callable[[], float] = time.time
 ) -> Iterator[Update]:
@@ -194,6 +159,8 @@ def train_trial(
         every = max(1, total // PROGRESS_REPORTS)
         method = method_from_dict({"name": bench.spec.method, **_hyperparameters(assignment.params)})
         signals = Signals(assignment.signals, assignment.trial_id, assignment.deadline, clock, _agreed)
+        if assignment.signals is not None:
+            signals.fetch = bench.place.looking(Path(assignment.signals))
         if step == assignment.until:  # its process died between the checkpoint and the last word
             measured, interval = _measured(bench)
             outcome = _verdict(bench.spec, assignment, step, total, rungs, measured)
@@ -242,7 +209,7 @@ def run_trial(config: dict[str, Any]) -> None:
 
     assignment = Assignment.from_config(config)
     keep_freed_pages()
-    torch.set_num_threads(1)  # one trial, one core: the plan's parallelism is over trials
+    torch.set_num_threads(min(config["threads"], len(os.sched_getaffinity(0))))
     try:
         for update in train_trial(workbench(assignment), assignment):
             tell(update)
@@ -256,11 +223,6 @@ def run_trial(config: dict[str, Any]) -> None:
         gc.collect()
 
 
-def quiet_transformers() -> None:
-    """No progress bars: a line for each of a hundred small checkpoints says nothing."""
-    transformers.utils.logging.disable_progress_bar()
-
-
 _BENCHES: dict[str, Workbench] = {}
 
 
@@ -268,7 +230,7 @@ def workbench(assignment: Assignment) -> Workbench:
     """This process's workbench for a prepared directory, made on first use. One is kept."""
     if assignment.prepared not in _BENCHES:
         _BENCHES.clear()
-        _BENCHES[assignment.prepared] = Workbench(assignment.run_dir, assignment.prepared)
+        _BENCHES[assignment.prepared] = Workbench(assignment.run_dir, assignment.prepared, assignment.store)
     return _BENCHES[assignment.prepared]
 
 
@@ -284,7 +246,10 @@ def _begin(bench: Workbench, assignment: Assignment) -> tuple[TrainState, WayBac
     def restored(rung: Path) -> TrainState:
         return restore(rung, model, optim, spec.budget.steps)
 
-    found = way_back((assignment.directory, *assignment.resume), restored, at_least=assignment.start)
+    places = (assignment.directory, *assignment.resume)
+    lost = bench.place.pull_newest(places, RUNG)
+    found = way_back(places, restored, at_least=assignment.start)
+    found.damaged += lost
     if found.state is not None:
         return found.state, found
     if assignment.start and not assignment.restart:
@@ -391,6 +356,7 @@ def _keep(bench: Workbench, assignment: Assignment, state: TrainState, rungs: Ma
             "spec_hash": bench.facts.spec_hash,
         },
     )
+    bench.place.push(saved)
     return str(saved)
 
 

@@ -23,7 +23,7 @@ _OWN = ("__init__", "__aenter__", "__aexit__")
 def rendered() -> str:
     """The stub as it should be."""
     topics = dict(_topics())
-    bodies = [_class(f"Async{name}", path, name) for name, path in sorted(topics.values())]
+    bodies = [_class(f"Async{name}", path, name) for name, path in sorted(set(topics.values()))]
     own = [_signature(method) for method in _methods(ASYNC, "AsyncClient") if method.name in _OWN]
     properties = [f"@property\ndef {topic}(self) -> Async{name}: ..." for topic, (name, _) in topics.items()]
     shown = [_awaited(method) for method in _methods(CLIENT, "Client") if not method.name.startswith("_")]

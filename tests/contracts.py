@@ -19,7 +19,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from service import datasets, events, quotas, rows
 from service.auth import Caller
 from service.cluster import Jobs, JobsError
-from service.errors import Conflict, Invalid
+from service.errors import Conflict, Invalid, NotFound
 from service.idempotency import Answer, Posts
 from service.models import Attempt, Base, Event, Sweep
 from service.models_data import Dataset, FineTuningJob
@@ -257,7 +257,7 @@ class StoreContract:
                     else:
                         datasets.delete_dataset(session, datasets.lock_dataset(session, "dst_1"), CALLER, NOW)
                 outcomes.append("sweep" if number % 2 else "deleted")
-            except (Conflict, Invalid) as error:
+            except (Conflict, Invalid, NotFound) as error:
                 outcomes.append(type(error).__name__)
 
         _in_threads(contend, 8)

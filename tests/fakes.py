@@ -1,13 +1,17 @@
 """Hand-written stand-ins for what surrounds the control plane: time, Ray Jobs, Ray Serve, and a sweep's driver."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from service.cluster import JobInfo, JobsError
-from service.serving.deployer import DeployerError, DesiredDeployment, ObservedDeployment, State
+from service.serving.declared import DesiredDeployment
+from service.serving.deployer import DeployerError, ObservedDeployment, Rest, State
 from simpo.errors import ConfigError
+from sweeps.comparison_hash import comparison_hash
+from sweeps.comparison_spec import parse_comparison
 from sweeps.evaluation_spec import evaluation_hash, parse_evaluation
 from sweeps.gates import decide
 from sweeps.run_dir import Attempt, RunDir, read_journal
@@ -117,13 +121,14 @@ class FakeDeployer:
 
     def apply(self, desired: Sequence[DesiredDeployment]) -> None:
         self._called("apply")
-        for field in ("id", "name"):
-            values = [getattr(d, field) for d in desired]
+        for field, of in (("id", "id"), ("name", "route_prefix")):
+            values = [getattr(d, of).removeprefix("/d/") for d in desired if field == "id" or d.base is None]
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
                 raise ConfigError(f"{', '.join(twice)} is used by more than one deployment; each needs its own", field)
+        kept = {d.id: self.states[d.id] for d in desired if self.declared.get(d.id) == d and d.id in self.states}
         self.declared = {d.id: d for d in desired}
-        self.states = {d.id: self._state(d) for d in desired}
+        self.states = {d.id: kept.get(d.id) or self._state(d) for d in desired}
 
     def observe(self) -> dict[str, ObservedDeployment]:
         self._called("observe")
@@ -131,14 +136,21 @@ class FakeDeployer:
 
     def become(self, deployment_id: str, state: State, message: str = "") -> None:
         """What Serve shows of it from now on."""
-        revision = self.declared[deployment_id].revision
-        self.states[deployment_id] = ObservedDeployment(state=state, message=message, revision=revision)
+        revision, idle_s = self.declared[deployment_id].revision, self.declared[deployment_id].idle_s
+        self.states[deployment_id] = ObservedDeployment(state=state, message=message, revision=revision, idle_s=idle_s)
+
+    def rests(self, deployment_id: str, rest: Rest) -> None:
+        """Whether it is there, of one that may sleep."""
+        self.states[deployment_id] = replace(self.states[deployment_id], rest=rest)
 
     def _state(self, desired: DesiredDeployment) -> ObservedDeployment:
         if desired.model_path in self.bad:
             message = f"no model in {desired.model_path}"
-            return ObservedDeployment(state="FAILED", message=message, revision=desired.revision)
-        return ObservedDeployment(state="READY" if self.ready else "PENDING", revision=desired.revision)
+            return ObservedDeployment(
+                state="FAILED", message=message, revision=desired.revision, idle_s=desired.idle_s
+            )
+        state: State = "READY" if self.ready else "PENDING"
+        return ObservedDeployment(state=state, revision=desired.revision, idle_s=desired.idle_s)
 
     def _called(self, call: str) -> None:
         self.calls.append(call)
@@ -149,8 +161,8 @@ class FakeDeployer:
 class FakeDriver:
     """What a driver leaves in the run directory, step by step. Making it claims the attempt."""
 
-    def __init__(self, run_dir: Path, attempt: int = 1) -> None:
-        self.run = RunDir(run_dir)
+    def __init__(self, run_dir: Path | RunDir, attempt: int = 1) -> None:
+        self.run = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir)
         self.spec = SweepSpec.model_validate(self.run.read_spec())
         self.attempt: Attempt = self.run.claim(attempt)
 
@@ -201,9 +213,7 @@ class FakeDriver:
         )
         return self
 
-    def finish(
-        self, winner: int = 0, *, last_word: bool = True, evidence: Mapping[str, Any] | None = None
-    ) -> None:
+    def finish(self, winner: int = 0, *, last_word: bool = True, evidence: Mapping[str, Any] | None = None) -> None:
         """Publish the result, and say so. `evidence`: what the finals showed."""
         trial_id = f"trl_{winner:04d}"
         checkpoint = self.attempt.relative(self.attempt.trial_path(trial_id) / "checkpoint")
@@ -218,6 +228,7 @@ class FakeDriver:
                 "method": self.spec.method,
                 "best": {"trial_id": trial_id, "method": self.spec.method, "value": 0.7, "checkpoint": checkpoint},
                 "base": {"checkpoint": str(base)},
+                "trained_tokens": 4321,
                 "evidence": evidence,
                 "leaderboard": [{"rank": 1, "trial_id": trial_id, "value": 0.7, "checkpoint": checkpoint}],
             }
@@ -230,11 +241,50 @@ class FakeDriver:
         self.attempt.append("job.failed", message, {"class": kind, "message": message}, level="error")
 
 
-class FakeEvaluator:
-    """What the job of an evaluation leaves in its run directory. Making it claims the attempt."""
+class FakeComparer:
+    """What the job of a comparison leaves in its directory. Making it claims the attempt."""
 
     def __init__(self, run_dir: Path, attempt: int = 1) -> None:
         self.run = RunDir(run_dir)
+        self.methods = [contender.name for contender in parse_comparison(self.run.read_spec()).methods]
+        self.attempt: Attempt = self.run.claim(attempt)
+        self.turn(len(self.methods) - 1)
+
+    def turn(self, place: int) -> None:
+        """One method's sweep is at work."""
+        data = {"phase": "comparing", "progress": place / len(self.methods), "method": self.methods[place]}
+        text = f"{self.methods[place]}: method {place + 1} of {len(self.methods)}"
+        self.attempt.append("job.phase", text, data)
+        self.attempt.beat({})
+
+    def finish(self, *, losers: Sequence[str] = ()) -> None:
+        """Publish the result: the last method leads. `losers`: those without a winner."""
+        rows = [self._row(rank, name, name in losers) for rank, name in enumerate(reversed(self.methods), 1)]
+        result = {
+            "attempt": self.attempt.number,
+            "spec_hash": comparison_hash(self.run.read_spec()),
+            "state": "SUCCEEDED",
+            "comparison": {"leaderboard": rows, "verdicts": []},
+        }
+        self.attempt.publish_result(result)
+        self.attempt.append("job.finished", f"{len(self.methods)} methods compared", {})
+
+    def _row(self, rank: int, name: str, lost: bool) -> dict[str, Any]:
+        if lost:
+            return {"rank": rank, "name": name, "best": None, "failure": "no trial was fit to win"}
+        checkpoint = Path("attempts/1/trials/trl_0000/checkpoint")
+        directory = self.run.root / "sweeps" / name / checkpoint
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.json").write_text("{}")
+        best = {"trial_id": "trl_0000", "value": 0.7, "checkpoint": str(checkpoint)}
+        return {"rank": rank, "name": name, "best": best, "failure": None}
+
+
+class FakeEvaluator:
+    """What the job of an evaluation leaves in its run directory. Making it claims the attempt."""
+
+    def __init__(self, run_dir: Path | RunDir, attempt: int = 1) -> None:
+        self.run = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir)
         self.spec = parse_evaluation(self.run.read_spec())
         self.attempt: Attempt = self.run.claim(attempt)
         self.attempt.append("job.phase", "judging", {"phase": "evaluating", "progress": 0.5})

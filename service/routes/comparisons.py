@@ -29,6 +29,7 @@ from service.routes.sweeps import (
     listed,
     single_in_line,
 )
+from service.run_dirs import check_kept
 from service.schemas import Json, PageOf
 from service.schemas_comparisons import ComparisonOut, comparison_json
 from sweeps.comparison_spec import ComparisonSpec
@@ -58,6 +59,7 @@ def create_comparison(
         check_reach(session, context.settings, body.root)
         order = comparison_order(body.root, lambda dataset_id: located(session, context.settings, dataset_id))
         check_warm_start(session, order.spec)
+        check_kept(context.settings, order)
         if query.validate_only:
             check_quota(session, context.settings, caller.project, order)
             rows.check_name(session, order, caller.project)

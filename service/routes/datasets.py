@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from service import datasets
 from service.context import CallerDep, ContextDep, IdempotencyKey, bearer
-from service.errors import NotFound, illegal_transition, invalid
+from service.errors import NotFound, invalid
 from service.forms import PLAIN_TYPES, FileBody
 from service.idempotency import Answer
 from service.intake import take_file
@@ -120,9 +120,9 @@ def list_datasets(request: Request, context: ContextDep, query: Annotated[Datase
 
 @router.get("/{dataset_id}", responses={200: {"model": DatasetOut}})
 def get_dataset(request: Request, dataset_id: str, context: ContextDep) -> Response:
-    """One dataset; a deleted one too."""
+    """One dataset. A deleted one is a 404 `dataset_deleted`; the list has it, by its state."""
     with context.store.read() as session:
-        row = _find(session, dataset_id)
+        row = datasets.ready(session, dataset_id)
     return single(request, dataset_json(row), row.version)
 
 
@@ -163,7 +163,7 @@ def validate_dataset(
 def get_report(request: Request, dataset_id: str, context: ContextDep) -> Response:
     """The doctor's newest report."""
     with context.store.read() as session:
-        row = _find(session, dataset_id)
+        row = datasets.ready(session, dataset_id)
     if row.report is None:
         detail = f"There is no report on {dataset_id} yet: POST /v1/datasets/{dataset_id}/validate asks for one."
         raise NotFound(detail, code="no_report")
@@ -176,8 +176,6 @@ def delete_dataset(request: Request, dataset_id: str, context: ContextDep, calle
     with context.store.write() as session:
         row = datasets.lock_dataset(session, dataset_id)
         check_if_match(request, row.version)
-        if row.state == DatasetState.DELETED:
-            raise illegal_transition("dataset", row.state, "delete", [])
         datasets.delete_dataset(session, row, caller, context.clock.now())
     return JSONResponse(dataset_json(row), 200, {"etag": etag(row.version)})
 
@@ -204,13 +202,6 @@ def _opened(path: Path) -> Iterator[Any]:
             yield lines
     except FileNotFoundError:
         raise NotFound("The dataset's file is no longer in the store.", code="file_missing") from None
-
-
-def _find(session: Session, dataset_id: str) -> Dataset:
-    row = session.get(Dataset, dataset_id)
-    if row is None:
-        raise datasets.no_such_dataset(dataset_id)
-    return row
 
 
 def _check(session: Session, settings: Settings, dataset_id: str, wanted: dict[str, Any]) -> None:

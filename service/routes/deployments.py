@@ -10,16 +10,21 @@ from sqlalchemy.orm import Session
 from starlette.responses import JSONResponse, Response
 
 from service import events, registry, rows
+from service.canaries import live_canary
 from service.context import CallerDep, ContextDep, IdempotencyKey, bearer
 from service.errors import Conflict, illegal_transition, invalid
 from service.idempotency import Answer
 from service.models import Deployment
+from service.models_canaries import DeploymentRevision
 from service.pages import PageQuery, check_if_match, etag, page, single, states_in, words_of
 from service.routes.sweeps import PROBLEMS
-from service.schemas import DeploymentIn, DeploymentOut, PageOf, deployment_json
+from service.schemas import DeploymentIn, DeploymentOut, PageOf, ScalingIn, deployment_json
+from service.schemas_canaries import DeploymentShown, candidate_json
 from service.settings import Settings
 from service.states import DeploymentState
-from service.winners import model_path, shared_base
+from service.winners import method_winner, model_path, refuse_missing_engine, shared_base
+
+_IDLE_S = 600
 
 router = APIRouter(prefix="/v1/deployments", tags=["deployments"], dependencies=[bearer], responses=PROBLEMS)
 
@@ -46,7 +51,8 @@ def create_deployment(
         taken = select(Deployment.id).where(Deployment.name == body.name, Deployment.state != DeploymentState.DELETED)
         if existing := session.scalar(taken):
             raise rows.name_taken("deployment", body.name, existing)
-        row = rows.new_deployment(body.name, source, caller.key_id, now, project=caller.project)
+        idle_s = _idle_s(body)
+        row = rows.new_deployment(body.name, {**source, "idle_s": idle_s}, caller.key_id, now, project=caller.project)
         session.add(row)
         facts = {"name": row.name, "sweep": row.sweep_id, "checkpoint": row.checkpoint, "model": row.follows}
         events.append(session, row, "deployment.requested", "Accepted.", facts, now=now, actor=caller.key_id)
@@ -78,21 +84,23 @@ def list_deployments(request: Request, context: ContextDep, query: Annotated[Dep
     return page(request, [deployment_json(row) for row in found], query)
 
 
-@router.get("/{deployment_id}", responses={200: {"model": DeploymentOut}})
+@router.get("/{deployment_id}", responses={200: {"model": DeploymentShown}})
 def get_deployment(request: Request, deployment_id: str, context: ContextDep) -> Response:
-    """One deployment; a deleted one too."""
+    """One deployment, with the candidate beside it; a deleted one too."""
     with context.store.read() as session:
         row = session.get(Deployment, deployment_id)
-    if row is None:
-        raise rows.no_such("deployment", deployment_id)
-    return single(request, deployment_json(row), row.version)
+        if row is None:
+            raise rows.no_such("deployment", deployment_id)
+        # Each change of a candidate has its event, and so a version of the deployment's row: the ETag holds for both.
+        candidate = _candidate(session, deployment_id)
+    return single(request, {**deployment_json(row), "candidate": candidate}, row.version)
 
 
 @router.delete("/{deployment_id}", responses={200: {"model": DeploymentOut}})
 def delete_deployment(request: Request, deployment_id: str, context: ContextDep, caller: CallerDep) -> Response:
     """Take a model away, guarded by If-Match. The row stays; its name is free once Serve has stopped it."""
     with context.store.write() as session:
-        row = session.scalar(select(Deployment).where(Deployment.id == deployment_id).with_for_update())
+        row = rows.lock_deployment(session, deployment_id)
         if row is None:
             raise rows.no_such("deployment", deployment_id)
         check_if_match(request, row.version)
@@ -104,14 +112,71 @@ def delete_deployment(request: Request, deployment_id: str, context: ContextDep,
     return JSONResponse(deployment_json(row), 200, {"etag": etag(row.version)})
 
 
+@router.post("/{deployment_id}/scaling", status_code=202, responses={202: {"model": DeploymentOut}})
+def scale_deployment(
+    request: Request,
+    deployment_id: str,
+    body: ScalingIn,
+    context: ContextDep,
+    caller: CallerDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Say whether a deployment may sleep while nobody asks. Its replicas are not started anew."""
+
+    def effect(session: Session, now: datetime) -> Answer:
+        idle_s = _idle_s(body)
+        row = rows.lock_deployment(session, deployment_id)
+        if row is None:
+            raise rows.no_such("deployment", deployment_id)
+        if row.desired != "SERVE":
+            raise illegal_transition("deployment", row.state, "scale", [])
+        if row.idle_s != idle_s:
+            facts = {"name": row.name, "before": row.idle_s, "idle_s": idle_s}
+            text = "Its replicas are to stay." if idle_s is None else f"May sleep after {idle_s} s without a request."
+            row.idle_s = idle_s
+            events.append(session, row, "deployment.scaling_changed", text, facts, now=now, actor=caller.key_id)
+        session.flush()
+        return Answer(status=202, body=deployment_json(row), headers={"etag": etag(row.version)})
+
+    response = context.posts.run(request.url.path, body.model_dump(mode="json"), idempotency_key, caller, effect)
+    context.reconciler.wake()
+    return response
+
+
+def _idle_s(body: DeploymentIn | ScalingIn) -> int | None:
+    """Raises Invalid (422) where a time is given to what never sleeps."""
+    if body.min_replicas == 0:
+        return body.idle_s or _IDLE_S
+    if body.idle_s is not None:
+        raise invalid([("/idle_s", "is for min_replicas: 0; a deployment with a replica for good is never idle")])
+    return None
+
+
+def _candidate(session: Session, deployment_id: str) -> dict[str, Any] | None:
+    canary = live_canary(session, deployment_id, lock=False)
+    if canary is None:
+        return None
+    return candidate_json(canary, session.get_one(DeploymentRevision, (deployment_id, canary.revision)))
+
+
 def _source(session: Session, settings: Settings, body: DeploymentIn, project: str) -> dict[str, Any]:
     """The columns that say what is served. Raises Invalid (422), Conflict (409)."""
-    if (body.sweep is None) == (body.model is None):
-        raise invalid([("/sweep", "name either a sweep, or a model as MODEL@production")])
+    if sum(each is not None for each in (body.sweep, body.comparison, body.model)) != 1:
+        raise invalid([("/sweep", "name either a sweep, or a comparison, or a model as MODEL@production")])
+    if body.method is not None and body.comparison is None:
+        raise invalid([("/method", "is for a comparison: a sweep has one winner")])
+    refuse_missing_engine(settings, body.engine)
+    if body.comparison is not None:
+        if "checkpoint" in body.model_fields_set:
+            raise invalid([("/checkpoint", "is for a sweep: name a method, whose winner is deployed")])
+        won = method_winner(session, settings, body.comparison, body.method)
+        served = {"sweep_id": won.sweep_id, "checkpoint": won.checkpoint, "model_path": won.path, "engine": body.engine}
+        return {**served, "base_path": shared_base(settings, won.path)}
     if body.sweep is not None:
         path = model_path(session, settings, body.sweep, body.checkpoint)
         base = shared_base(settings, path)
-        return {"sweep_id": body.sweep, "checkpoint": body.checkpoint, "model_path": path, "base_path": base}
+        columns = {"sweep_id": body.sweep, "checkpoint": body.checkpoint, "model_path": path, "base_path": base}
+        return {**columns, "engine": body.engine}
     if "checkpoint" in body.model_fields_set:
         raise invalid([("/checkpoint", "is for a sweep: what a model serves is where its alias points")])
     target = registry.followed(session, project, str(body.model))
@@ -124,4 +189,5 @@ def _source(session: Session, settings: Settings, body: DeploymentIn, project: s
         "model_path": version.model_path,
         "follows": body.model,
         "model_version": version.n,
+        "engine": body.engine,
     }

@@ -13,6 +13,7 @@ from service.errors import Conflict
 from service.evaluations import Contender, evaluation_order, gate_of, gate_on
 from service.idempotency import Answer
 from service.models import EVALUATION, Sweep
+from service.origins import origin_of
 from service.pages import etag, page
 from service.quotas import in_line
 from service.reach import check_reach
@@ -38,7 +39,7 @@ def create_evaluation(
         check_reach(session, context.settings, {"gate": body.gate})
         gate = gate_of(body.gate)
         found = chosen(session, context.settings, body.sweep, body.checkpoint)
-        sweep = session.get_one(Sweep, body.sweep)
+        sweep = origin_of(session, context.settings, body.sweep, found.checkpoint)
         candidate = Contender(chosen=found, label=f"{sweep.name}, {found.checkpoint}")
         champion = None if body.against is None else _champion(session, caller.project, body.against)
         written = gate_on(gate, sweep)

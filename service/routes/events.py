@@ -9,9 +9,8 @@ from starlette.responses import Response, StreamingResponse
 
 from service import events
 from service.context import Context, ContextDep, bearer
-from service.datasets import no_such_dataset
+from service.datasets import ready
 from service.models import COMPARISON, EVALUATION, Deployment
-from service.models_data import Dataset
 from service.models_registry import Promotion
 from service.pages import PageQuery, page
 from service.promotions import no_such_promotion
@@ -121,10 +120,9 @@ def deployment_events(
 def dataset_events(
     request: Request, dataset_id: str, context: ContextDep, query: Annotated[ListQuery, Query()]
 ) -> Response:
-    """What happened to a dataset, as a list."""
+    """What happened to a dataset, as a list, until it is deleted; from then on the audit log has it."""
     with context.store.read() as session:
-        if session.get(Dataset, dataset_id) is None:
-            raise no_such_dataset(dataset_id)
+        ready(session, dataset_id)
     return _page(request, dataset_id, context, query)
 
 

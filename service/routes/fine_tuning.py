@@ -161,13 +161,13 @@ def cancel_job(
 @router.post("/{job_id}/pause", responses=REFUSED)
 def pause_job(job_id: str) -> Response:
     """Not honoured: refused by name."""
-    raise BadRequest(f"{job_id} cannot be paused: this service has no pause.", code="unsupported_operation")
+    raise _elsewhere(job_id, "pause")
 
 
 @router.post("/{job_id}/resume", responses=REFUSED)
 def resume_job(job_id: str) -> Response:
     """Not honoured: refused by name."""
-    raise BadRequest(f"{job_id} cannot be resumed: this service has no pause.", code="unsupported_operation")
+    raise _elsewhere(job_id, "resume")
 
 
 @router.get("/{job_id}/events", responses={200: {"model": ListOf[JobEventOut]}}, openapi_extra=_after(_EVENT_ID))
@@ -237,6 +237,11 @@ def _stop_deploying(session: Session, job: FineTuningJob, caller: Caller, now: d
     if found is not None and found.desired != "DELETE" and "delete" in allowed_verbs(found.state, DEPLOYMENT_MOVES):
         rows.want_deletion(session, found, caller.key_id, now)
     job.state, job.ended_at = TuningState.CANCELLED, now
+
+
+def _elsewhere(job_id: str, verb: str) -> BadRequest:
+    text = f"{verb} of {job_id} is not supported here: POST /v1/sweeps/{{id}}/{verb}, or /v1/runs, of its sweep."
+    return BadRequest(text, code="unsupported_operation")
 
 
 def _find(session: Session, job_id: str) -> tuple[FineTuningJob, Sweep]:

@@ -19,7 +19,7 @@ from service.models import ApiKey
 from service.pages import PageQuery, digest_tag, page, whole
 from service.routes.sweeps import PROBLEMS
 from service.schemas import PageOf
-from service.schemas_people import KeyIn, KeyOut, MeOut, RotateIn, key_json, me_json
+from service.schemas_people import KeyIn, KeyOut, LimitsIn, MeOut, RotateIn, key_json, me_json
 from service.scopes import allows
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], dependencies=[bearer], responses=PROBLEMS)
@@ -57,6 +57,7 @@ def create_key(
             role=body.role,
             scopes=body.scopes,
             expires_at=body.expires_at,
+            limits=body.limits.model_dump(),
             caller=caller,
             now=now,
         )
@@ -119,6 +120,25 @@ def rotate_key(
 
     posts = _looking_after(context, caller, key_id).posts
     return posts.run(request.url.path, wanted.model_dump(mode="json"), idempotency_key, caller, effect)
+
+
+@router.post("/{key_id}/limits", responses={200: {"model": KeyOut}})
+def limit_key(
+    request: Request,
+    key_id: str,
+    body: LimitsIn,
+    context: ContextDep,
+    caller: CallerDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Change what a key may ask of models; null lifts a limit. What is said holds five seconds later at the latest."""
+    given = body.model_dump(exclude_unset=True)
+
+    def effect(session: Session, now: datetime) -> Answer:
+        return Answer(status=200, body=key_json(keys.limit(session, key_id, given, caller, now), now))
+
+    posts = _looking_after(context, caller, key_id).posts
+    return posts.run(request.url.path, given, idempotency_key, caller, effect)
 
 
 @router.post("/{key_id}/revoke", responses={200: {"model": KeyOut}})

@@ -37,10 +37,12 @@ def post_promotion(
     request: Request, body: PromotionIn, context: ContextDep, caller: CallerDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Ask that a checkpoint take the champion's place: evidence, gate, candidate, approval, production."""
-    if (body.sweep is None) == (body.version is None):
-        raise invalid([("/sweep", "name either a sweep, or a version of the model")])
-    if body.version is not None and "checkpoint" in body.model_fields_set:
-        raise invalid([("/checkpoint", "is for a sweep: a version is one checkpoint")])
+    if sum(each is not None for each in (body.sweep, body.comparison, body.version)) != 1:
+        raise invalid([("/sweep", "name either a sweep, or a comparison, or a version of the model")])
+    if body.sweep is None and "checkpoint" in body.model_fields_set:
+        raise invalid([("/checkpoint", "is for a sweep: a version, and a method's winner, is one checkpoint")])
+    if body.comparison is None and body.method is not None:
+        raise invalid([("/method", "is for a comparison: a sweep has one winner")])
 
     def effect(session: Session, now: datetime) -> Answer:
         wish = Wish(**body.model_dump())

@@ -1,5 +1,6 @@
 """Quotas and capacity: what may run, what runs, what waits. Operators set a project's quotas, its people read them."""
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,7 +16,9 @@ from service.models_quotas import UNLIMITED, Quota, UsageSlot
 from service.pages import check_if_match, etag
 from service.quotas import IN_LINE, LINE_SHOWN, lines_of, standing
 from service.routes.sweeps import PROBLEMS
+from service.schemas_people import LimitsOut
 from service.schemas_quotas import Amounts, CapacityOut, InLineOut, QuotaIn, QuotasOut, RunningOut, SweepCapacity
+from service.serving.rates import RateLimits
 from service.states import LIVE
 
 router = APIRouter(prefix="/v1", tags=["quotas"], dependencies=[bearer], responses=PROBLEMS)
@@ -86,6 +89,7 @@ def _shown(session: Session, context: Context, project: str, row: Quota | None) 
         project=project,
         limits=_amounts(limits.sweeps, limits.trials, limits.hours),
         period="total" if limits.period == "total" else "month",
+        inference=LimitsOut(**asdict(RateLimits.of(row))),
         used=_amounts(taken.sweeps, taken.trials, taken.hours),
         promised_hours=_round(taken.reserved),
         left=_amounts(_less(limits.sweeps, taken.sweeps), _less(limits.trials, taken.trials), hours_left),

@@ -8,11 +8,10 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
-from sqlalchemy import select
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session
 from starlette.responses import JSONResponse, Response
 
-from service import rows
+from service import marks, rows
 from service.admission import PRIORITIES
 from service.auth import Caller
 from service.context import CallerDep, Context, ContextDep, IdempotencyKey, bearer
@@ -25,7 +24,8 @@ from service.pages import PageQuery, conditional, etag, page_of, single, states_
 from service.quotas import check_quota, in_line, line_words
 from service.reach import check_reach, check_warm_start
 from service.rows import Order
-from service.schemas import Json, PageOf, PlanOut, Problem, RunBody, SweepBody, SweepOut, sweep_json
+from service.run_dirs import check_kept
+from service.schemas import Json, PageOf, PlanOut, Problem, RunBody, SweepBody, SweepOut, sweep_json, sweep_text
 from service.shown import Shown
 from service.states import LIVE, State
 
@@ -135,21 +135,23 @@ def find(session: Session, kind: str, sweep_id: str) -> Sweep:
     return row
 
 
-def listed(session: Session, kind: str, query: SweepQuery) -> Sequence[Sweep]:
+def listed(session: Session, kind: str, query: SweepQuery) -> Sequence[Any]:
     """A page of the rows of that kind and one more, without results and plans. Raises a 422 for an unknown state."""
-    return session.scalars(_paged(select(Sweep).options(defer(Sweep.result), defer(Sweep.plan)), kind, query)).all()
+    ids = [mark.id for mark in _marks(session, kind, query)]
+    found = {row.id: row for row in marks.sweeps_of(session, ids)}
+    return [found[id] for id in ids]
 
 
-def _paged(wanted: Any, kind: str, query: SweepQuery) -> Any:
-    wanted = wanted.where(Sweep.kind == kind)
-    if query.state is not None:
-        wanted = wanted.where(Sweep.state.in_(states_in(query.state, State)))
-    if query.name is not None:
-        wanted = wanted.where(Sweep.name == query.name)
-    down = query.order == "desc"
-    if query.after is not None:
-        wanted = wanted.where(Sweep.id < query.after if down else Sweep.id > query.after)
-    return wanted.order_by(Sweep.id.desc() if down else Sweep.id).limit(query.size + 1)
+def _marks(session: Session, kind: str, query: SweepQuery) -> Sequence[Any]:
+    return marks.marks_of(
+        session,
+        kind,
+        states=None if query.state is None else states_in(query.state, State),
+        name=query.name,
+        after=query.after,
+        newest_first=query.order == "desc",
+        limit=query.size + 1,
+    )
 
 
 def single_in_line(request: Request, body: Json, version: int, line: Json | None) -> Response:
@@ -177,7 +179,7 @@ def cancelled(
         return Answer(status=202, body=shown(session, row), headers={"etag": etag(row.version)})
 
     response = context.posts.run(request.url.path, None, key, caller, effect)
-    context.reconciler.wake()
+    context.reconciler.wake("reconciler")
     return response
 
 
@@ -194,6 +196,7 @@ def _create(
         check_reach(session, context.settings, body)
         order = parse(body, lambda dataset_id: located(session, context.settings, dataset_id))
         check_warm_start(session, order.spec)
+        check_kept(context.settings, order)
     if query.validate_only:
         with context.store.read() as session:
             check_quota(session, context.settings, caller.project, order)
@@ -202,45 +205,45 @@ def _create(
     order = replace(order, priority=PRIORITIES[query.priority])
 
     def effect(session: Session, now: datetime) -> Answer:
+        marks.look_ahead(session, order.kind, order.name, caller.project)
         check_quota(session, context.settings, caller.project, order)
         row = rows.create_sweep(session, order, caller, now)
         headers = {"location": f"{request.url.path.rstrip('/')}/{row.id}", "etag": etag(row.version)}
         return Answer(status=202, body=sweep_json(row, {}, whole=False), headers=headers)
 
     response = context.posts.run(request.url.path, query.said_with(body), key, caller, effect)
-    context.reconciler.wake()
+    context.reconciler.wake("reconciler")
     return response
 
 
 def _list(request: Request, kind: str, context: Context, query: SweepQuery) -> Response:
     with context.store.read() as session:
-        marks = session.execute(_paged(select(Sweep.id, Sweep.version, Sweep.state), kind, query)).all()
-        counts = rows.trial_counts(session, [id for id, _, state in marks if state in LIVE])
-        items = _shown(session, context.shown, marks, counts)
+        items = _shown(session, context.shown, _marks(session, kind, query))
     return page_of(request, items, query)
 
 
-def _shown(
-    session: Session, memory: Shown, marks: Sequence[Any], counts: dict[str, dict[str, int]]
-) -> list[tuple[str, bytes]]:
-    """(id, JSON) of each; read are those that changed since they were last shown. `marks`: (id, version, state)."""
-    keys = {id: (id, version, tuple(sorted(counts.get(id, {}).items()))) for id, version, _ in marks}
-    known = {id: text for id, key in keys.items() if (text := memory.get(key)) is not None}
-    if missing := [id for id in keys if id not in known]:
-        wanted = select(Sweep).where(Sweep.id.in_(missing)).options(defer(Sweep.result), defer(Sweep.plan))
-        found = session.scalars(wanted).all()
-        uncounted = [row.id for row in found if row.trial_counts is None and row.state not in LIVE]
-        counts |= rows.trial_counts(session, uncounted) if uncounted else {}
-        for row in found:
-            tried = counts.get(row.id, {}) if row.trial_counts is None else row.trial_counts
-            known[row.id] = to_json(sweep_json(row, tried, whole=False), inf_nan_mode="null")
-            memory.put((row.id, row.version, keys[row.id][2]), known[row.id])  # it may have changed once more
-    return [(id, known[id]) for id in keys]
+def _shown(session: Session, memory: Shown, found: Sequence[Any]) -> list[tuple[str, bytes]]:
+    """(id, JSON) of each; read are those that changed since they were last shown. `found`: (id, version, state)."""
+    counts = marks.trial_counts(session, [mark.id for mark in found if mark.state in LIVE])
+    tried = {id: tuple(sorted(each.items())) for id, each in counts.items()}
+    keys = {mark.id: (mark.id, mark.version, tried.get(mark.id, ())) for mark in found}
+    known = memory.get(keys.values())
+    texts = {id: known[key] for id, key in keys.items() if key in known}
+    if missing := [id for id in keys if id not in texts]:
+        read = marks.sweeps_of(session, missing, specs_as_text=True)
+        counts |= marks.trial_counts(session, [r.id for r in read if r.trial_counts is None and r.state not in LIVE])
+        for row in read:
+            seen = counts.get(row.id, {}) if row.trial_counts is None else row.trial_counts
+            texts[row.id] = sweep_text(row, seen)
+            memory.put((row.id, row.version, keys[row.id][2]), texts[row.id])  # it may have changed once more
+    return [(id, texts[id]) for id in keys]
 
 
 def _get(request: Request, kind: str, sweep_id: str, context: Context) -> Response:
     with context.store.read() as session:
-        row = find(session, kind, sweep_id)
+        row = marks.sweep_of(session, kind, sweep_id)
+        if row is None:
+            raise rows.no_such(kind, sweep_id)
         counts = _counts(session, row)
         line = in_line(session, row)
     return single_in_line(request, sweep_json(row, counts, whole=True), row.version, line)
@@ -255,8 +258,7 @@ def _cancel(
     return cancelled(request, kind, sweep_id, context, caller, key, shown)
 
 
-def _counts(session: Session, row: Sweep) -> dict[str, int]:
+def _counts(session: Session, row: Any) -> dict[str, int]:
     """Trials by state: kept with a row that is over, else counted now."""
-    if row.trial_counts is not None:
-        return row.trial_counts
-    return rows.trial_counts(session, [row.id]).get(row.id, {})
+    kept: dict[str, int] | None = row.trial_counts
+    return marks.trial_counts(session, [row.id]).get(row.id, {}) if kept is None else kept

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.serving.accounts import comment
 from service.serving.engines.base import EngineError, Piece, Pieces, Sampling
 from service.serving.openai_answers import SSE_DONE, Answer, Choice, sse
 from service.serving.openai_strict import WireError
@@ -25,11 +26,16 @@ async def whole(streams: Sequence[Pieces], questions: Sequence[Question], answer
     choices = [Choice() for _ in streams]
     async for index, piece in _merged(streams):
         choices[index].add(piece)
-    return answer.whole(choices, _prompt_tokens(questions))
+    return answer.whole(choices, prompt_tokens(questions))
 
 
-async def events(streams: Sequence[Pieces], questions: Sequence[Question], answer: Answer) -> AsyncGenerator[str]:
-    """The events of a stream. Its status is already sent, so a failure becomes an error event in place of [DONE]."""
+async def events(
+    streams: Sequence[Pieces], questions: Sequence[Question], answer: Answer, *, tell_tokens: bool = False
+) -> AsyncGenerator[str]:
+    """The events of a stream. Its status is already sent, so a failure becomes an error event in place of [DONE].
+
+    `tell_tokens`: say in a comment what was written (`accounts`).
+    """
     choices = [Choice() for _ in streams]
     merged = _merged(streams)
     try:
@@ -48,9 +54,17 @@ async def events(streams: Sequence[Pieces], questions: Sequence[Question], answe
     finally:
         await merged.aclose()
         await _abandon(streams)
+    tokens = sum(choice.tokens for choice in choices)
+    if tell_tokens:
+        yield comment(tokens)
     if answer.include_usage:
-        yield answer.usage(_prompt_tokens(questions), sum(choice.tokens for choice in choices))
+        yield answer.usage(prompt_tokens(questions), tokens)
     yield SSE_DONE
+
+
+def prompt_tokens(questions: Sequence[Question]) -> int:
+    """Tokens read: a prompt with several answers is read once."""
+    return sum(len(ids) for ids in {id(question.prompt_ids): question.prompt_ids for question in questions}.values())
 
 
 async def _merged(streams: Sequence[Pieces]) -> AsyncGenerator[tuple[int, Piece]]:
@@ -78,8 +92,3 @@ async def _next(stream: Pieces) -> Piece | None:
 async def _abandon(streams: Sequence[Pieces]) -> None:
     for stream in streams:
         await stream.aclose()
-
-
-def _prompt_tokens(questions: Sequence[Question]) -> int:
-    """Tokens read: a prompt with several answers is read once."""
-    return sum(len(ids) for ids in {id(question.prompt_ids): question.prompt_ids for question in questions}.values())

@@ -8,6 +8,9 @@ from service.serving.engines.base import Engine
 from service.serving.openai_answers import ModelCard
 from service.serving.openai_strict import WireError
 
+VERSION = "x-simpo-version"
+"""Header of an answer: the fingerprint of what gave it, as in `system_fingerprint`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Served:

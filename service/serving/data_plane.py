@@ -13,10 +13,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from service.serving.answering import Question, events, whole
-from service.serving.catalogue import Catalogue, unknown_model
+from service.serving.accounts import ASKED, PROMPT_TOKENS
+from service.serving.answering import Question, events, prompt_tokens, whole
+from service.serving.catalogue import VERSION, Catalogue, unknown_model
 from service.serving.disconnect import CLIENT_CLOSED_REQUEST, ClientGone, unless_gone
-from service.serving.engines.base import Engine, EngineBusy, EngineError
+from service.serving.engine_metrics import EngineMetrics
+from service.serving.engines.base import Engine, EngineBusy, EngineError, Pieces, SchemaRefused
 from service.serving.openai import ChatRequest, CompletionRequest
 from service.serving.openai_answers import Answer, model_list
 from service.serving.openai_strict import MAX_BODY_BYTES, WireError
@@ -25,12 +27,18 @@ from simpo.errors import SimPOError
 _log = logging.getLogger(__name__)
 
 
-def create_data_plane(catalogue: Catalogue, *, max_new_tokens: int | None = None) -> FastAPI:
+def create_data_plane(
+    catalogue: Catalogue, *, max_new_tokens: int | None = None, metrics: EngineMetrics | None = None
+) -> FastAPI:
     """The application that answers for the models of a catalogue.
 
-    `max_new_tokens`: most tokens of one answer; None: as many as the context holds.
+    Args:
+        catalogue: the models.
+        max_new_tokens: most tokens of one answer; None: as many as the context holds.
+        metrics: is told how the answers go.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.metrics = metrics
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
@@ -49,6 +57,7 @@ def create_data_plane(catalogue: Catalogue, *, max_new_tokens: int | None = None
         served = await run_in_threadpool(catalogue.open, chat.model)
         engine = served.engine
         chat.check_vocabulary(engine.vocab_size)
+        await _refuse_schema(engine, chat.json_schema)
         prompt_ids = await _encoded(lambda: engine.encode_chat([m.turn() for m in chat.messages]), "messages")
         limit = engine.context_length if max_new_tokens is None else max_new_tokens
         sampling = chat.sampling(len(prompt_ids), engine.context_length, limit)
@@ -98,6 +107,16 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
+async def _refuse_schema(engine: Engine, schema: str | None) -> None:
+    """Raises WireError for a JSON schema that this engine cannot hold answers to."""
+    if schema is None:
+        return
+    try:
+        await run_in_threadpool(engine.check_schema, schema)
+    except SchemaRefused as error:
+        raise WireError(f"response_format: {error}", "response_format", "invalid_value") from error
+
+
 async def _encoded(encode: Callable[[], list[int]], field: str) -> list[int]:
     """Prompt ids, made outside the event loop. Raises WireError when the template refuses the prompt."""
     try:
@@ -120,12 +139,27 @@ def _prompt_ids(engine: Engine, prompt: str | list[int]) -> list[int]:
 async def _respond(
     request: Request, engine: Engine, questions: list[Question], answer: Answer, *, stream: bool
 ) -> Response:
-    engine.admit(len(questions))
-    streams = [engine.stream(question.prompt_ids, question.sampling) for question in questions]
+    metrics: EngineMetrics | None = request.app.state.metrics
+    try:
+        engine.admit(len(questions))
+    except EngineBusy:
+        if metrics is not None:
+            metrics.refused(answer.model, answer.fingerprint, len(questions))
+        raise
+    streams: list[Pieces] = [engine.stream(question.prompt_ids, question.sampling) for question in questions]
+    if metrics is not None:
+        streams = [
+            metrics.watch(stream, answer.model, answer.fingerprint, len(question.prompt_ids))
+            for stream, question in zip(streams, questions, strict=True)
+        ]
     if stream:
-        body = events(streams, questions, answer)
-        return StreamingResponse(body, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-    return JSONResponse(await unless_gone(request, whole(streams, questions, answer)))
+        told = ASKED in request.headers
+        usage = {PROMPT_TOKENS: str(prompt_tokens(questions))} if told else {}
+        headers = {VERSION: answer.fingerprint, "Cache-Control": "no-cache", **usage}
+        parts = events(streams, questions, answer, tell_tokens=told)
+        return StreamingResponse(parts, media_type="text/event-stream", headers=headers)
+    body = await unless_gone(request, whole(streams, questions, answer))
+    return JSONResponse(body, headers={VERSION: answer.fingerprint})
 
 
 async def _on_wire_error(request: Request, error: Exception) -> Response:

@@ -9,7 +9,6 @@ changed `args` mean a rolling restart, and only `max_surge_percent: 100` starts 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,19 +17,16 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from simpo.errors import ConfigError
+from service.serving.declared import DesiredDeployment, Replicas, idle_of, refuse_duplicates
 
 State = Literal["PENDING", "READY", "FAILED"]
+Rest = Literal["", "ASLEEP", "WAKING"]
 
 APPLICATIONS_PATH = "/api/serve/applications/"
-IMPORT_PATH = "service.serving.app:build"
-SERVE_DEPLOYMENT = "Model"
-"""Name of the one Serve deployment inside each application; service/serving/app.py gives its class the same name."""
 
 # An unknown word of a later Ray counts as PENDING: never READY by accident.
 STATES: Mapping[str, State] = {"RUNNING": "READY", "DEPLOY_FAILED": "FAILED", "UNHEALTHY": "FAILED"}
 """Serve's application states in our words."""
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _MODULES = re.compile(r"^(?:\w+\.)+(?=\w+: )")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _FIRST_SERVE_START_S = 60.0  # the first PUT starts controller and proxy before it answers (6 s on two idle cores)
@@ -52,36 +48,6 @@ class DeployerError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DesiredDeployment:
-    """One named model that should answer."""
-
-    id: str
-    """Stable id of the deployment; also the name of its Serve application."""
-    name: str
-    """What clients put into `model`; also the last part of the route prefix `/d/<name>`. `[a-z0-9-]`, at most 63."""
-    model_path: str
-    """Checkpoint directory, as the Ray nodes see it."""
-    revision: int = 1
-    """Raise it to roll the deployment over to another model_path, or to load the same one again."""
-    project: str | None = None
-    """Whose it is: names are unique within a project. None: the default one's."""
-    base: str | None = None
-    """Directory of the base whose adapter `model_path` holds. What has one base in one project shares its replicas.
-    None: it has its own."""
-
-    def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise ConfigError(f"{self.name!r} is no deployment name; use 1-63 of a-z, 0-9 and inner -", "name")
-        if not self.id:
-            raise ConfigError("a deployment needs an id", "id")
-
-    @property
-    def route_prefix(self) -> str:
-        """Path under which Serve answers for this deployment."""
-        return route_prefix(self.name if self.base is None else f"~{_short(self.base)}", self.project)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ObservedDeployment:
     """What Serve says about one deployment."""
 
@@ -91,68 +57,10 @@ class ObservedDeployment:
     """For FAILED: the cause, one sentence."""
     revision: int | None = None
     """The revision that `state` speaks of; None when Serve does not say."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replicas:
-    """What every deployment's Serve application is made of."""
-
-    num_cpus: float = 0.5
-    """Logical CPUs of a replica."""
-    max_ongoing_requests: int = 32
-    """Requests decoded together by a replica."""
-    max_queued_requests: int = 128
-    """Requests that wait; beyond them Serve answers 503."""
-    max_adapters: int = 8
-    """Adapters that stay loaded beside a base."""
-
-    def applications(self, desired: Sequence[DesiredDeployment]) -> list[dict[str, Any]]:
-        """All of them: one for each deployment, one for all that share a base."""
-        sharing: dict[str, list[DesiredDeployment]] = {}
-        for deployment in desired:
-            if deployment.base is not None:
-                sharing.setdefault(deployment.route_prefix, []).append(deployment)
-        own = [self.application(deployment) for deployment in desired if deployment.base is None]
-        return own + [self._shared(members) for members in sharing.values()]
-
-    def application(self, deployment: DesiredDeployment) -> dict[str, Any]:
-        """The application in the form of Serve's configuration."""
-        return {
-            "name": deployment.id,
-            "route_prefix": deployment.route_prefix,
-            "import_path": IMPORT_PATH,
-            "args": {
-                "name": deployment.name,
-                "model_path": deployment.model_path,
-                "revision": deployment.revision,
-                "max_batch": self.max_ongoing_requests,
-            },
-            "deployments": [
-                {
-                    "name": SERVE_DEPLOYMENT,
-                    "num_replicas": 1,
-                    "max_ongoing_requests": self.max_ongoing_requests,
-                    "max_queued_requests": self.max_queued_requests,
-                    "max_surge_percent": 100,
-                    "ray_actor_options": {"num_cpus": self.num_cpus},
-                }
-            ],
-        }
-
-    def _shared(self, members: Sequence[DesiredDeployment]) -> dict[str, Any]:
-        application = self.application(members[0])
-        name = f"base-{_short(application['route_prefix'])}"
-        application["name"] = name
-        application["args"] |= {
-            "name": name,
-            "model_path": members[0].base,
-            "revision": 1,
-            "max_adapters": self.max_adapters,
-        }
-        # A changed user_config reaches the replicas in place: nobody waits for a restart.
-        models = {d.name: {"id": d.id, "path": d.model_path, "revision": d.revision} for d in members}
-        application["deployments"][0]["user_config"] = {"models": models}
-        return application
+    idle_s: int | None = None
+    """As it was declared."""
+    rest: Rest = ""
+    """Of a READY one whose replicas may leave: ASLEEP (none is there) or WAKING (one starts, requests wait for it)."""
 
 
 class Deployer(Protocol):
@@ -186,10 +94,7 @@ class ServeDeployer:
         *,
         http_host: str = "127.0.0.1",
         http_port: int = 8000,
-        num_cpus: float = 0.5,
-        max_ongoing_requests: int = 32,
-        max_queued_requests: int = 128,
-        max_adapters: int = 8,
+        replicas: Replicas | None = None,
         timeout_s: float = 20.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
@@ -200,19 +105,11 @@ class ServeDeployer:
             token: Ray's shared token (RAY_AUTH_MODE=token), or None for a cluster without one.
             http_host: where Serve's proxies listen. Serve knows no keys: loopback, unless a network policy fences it.
             http_port: their port. Host and port hold only for the PUT that starts Serve.
-            num_cpus: logical CPUs of a replica.
-            max_ongoing_requests: requests decoded together by a replica.
-            max_queued_requests: requests that wait; beyond them Serve answers 503.
-            max_adapters: adapters that stay loaded beside a base.
+            replicas: what every application is made of.
             timeout_s: for each request to the dashboard.
             transport: for tests.
         """
-        self._replicas = Replicas(
-            num_cpus=num_cpus,
-            max_ongoing_requests=max_ongoing_requests,
-            max_queued_requests=max_queued_requests,
-            max_adapters=max_adapters,
-        )
+        self._replicas = replicas or Replicas()
         self._http_options = {"host": http_host, "port": http_port}
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # trust_env off: a proxy variable of the machine must not carry Ray's token away.
@@ -221,6 +118,7 @@ class ServeDeployer:
         )
         self._where = urlsplit(dashboard_url).netloc.rpartition("@")[2]  # people see it: no password
         self._answering: set[tuple[str, int]] = set()  # (id, revision) of members of a base that were seen READY
+        self._alone: dict[str, int | None] = {}  # id -> revision that was seen READY last, of what has its own replicas
 
     def apply(self, desired: Sequence[DesiredDeployment]) -> None:
         refuse_duplicates(desired)
@@ -238,11 +136,23 @@ class ServeDeployer:
             if members := _members(config):
                 found |= self._seen_members(details, state, members)
                 continue
+            revision = config.get("args", {}).get("revision")
+            # A PUT of any application shows all of them as DEPLOYING, and one that returns to what its replicas are as
+            # without replicas until it is built: what answered before answers on.
+            idle_s = idle_of(config)
+            there = _runs(details) or not details.get("deployments") or idle_s is not None
+            if state == "PENDING" and there and revision is not None and self._alone.get(app_id) == revision:
+                state = "READY"
+            if state == "READY":
+                self._alone[app_id] = revision
+            message = _cause(details) if state == "FAILED" else ""
+            rest = _rest(details) if state == "READY" and idle_s is not None else ""
             found[app_id] = ObservedDeployment(
-                state=state,
-                message=_cause(details) if state == "FAILED" else "",
-                revision=config.get("args", {}).get("revision"),
+                state=state, message=message, revision=revision, idle_s=idle_s, rest=rest
             )
+        self._alone = {
+            app_id: seen for app_id, seen in self._alone.items() if app_id in found
+        }  # a restarted Serve has none
         return found
 
     def close(self) -> None:
@@ -253,11 +163,8 @@ class ServeDeployer:
         self, details: Mapping[str, Any], state: State, members: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, ObservedDeployment]:
         """What shares a base. While another member comes or goes, those that were there answer on."""
-        parts = (details.get("deployments") or {}).values()
-        # UPDATING: told of the other member at this moment; requests wait for it.
-        states = {replica.get("state") for part in parts for replica in part.get("replicas") or ()}
-        running = bool(states & {"RUNNING", "UPDATING"})
-        found = {}
+        sleeps = idle_of(details.get("deployed_app_config") or {}) is not None
+        running, found = _runs(details) or sleeps, {}
         for member in members.values():
             one = (member["id"], member["revision"])
             if state == "READY":
@@ -267,6 +174,8 @@ class ServeDeployer:
                 state="READY" if answers_on else state,
                 message=_cause(details) if state == "FAILED" else "",
                 revision=member["revision"],
+                idle_s=member.get("idle_s"),
+                rest=_rest(details) if sleeps and (answers_on or state == "READY") else "",
             )
         return found
 
@@ -295,16 +204,6 @@ class ServeDeployer:
         return answer
 
 
-def route_prefix(name: str, project: str | None = None) -> str:
-    """Where Serve answers for a deployment. A project has a folder of its own; the default one has none."""
-    return f"/d/{name}" if project is None else f"/d/{project}/{name}"
-
-
-def project_of(prefix: str) -> str | None:
-    """The inverse: whose deployment answers there."""
-    return prefix.removeprefix("/d/").rpartition("/")[0] or None
-
-
 def listen_address(serve_url: str) -> tuple[str, int]:
     """(host, port) on which Serve must listen to be reached at that URL.
 
@@ -314,15 +213,6 @@ def listen_address(serve_url: str) -> tuple[str, int]:
     url = httpx.URL(serve_url)
     host = url.host if url.host in ("127.0.0.1", "::1", "localhost") else "0.0.0.0"
     return host, url.port or (443 if url.scheme == "https" else 80)
-
-
-def refuse_duplicates(desired: Sequence[DesiredDeployment]) -> None:
-    """Raises ConfigError where two share an id or a name."""
-    names = [d.name if d.project is None else f"{d.project}/{d.name}" for d in desired]
-    for field, values in (("id", [d.id for d in desired]), ("name", names)):
-        twice = sorted({v for v in values if values.count(v) > 1})
-        if twice:
-            raise ConfigError(f"{', '.join(twice)} is used by more than one deployment; each needs its own", field)
 
 
 def cause(texts: Sequence[str]) -> str:
@@ -336,8 +226,23 @@ def _members(config: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
     return (parts[0].get("user_config") or {}).get("models") or {}
 
 
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def _runs(details: Mapping[str, Any]) -> bool:
+    """Whether a replica answers. UPDATING: told of something at this moment; requests wait for it."""
+    return bool(_states(details) & {"RUNNING", "UPDATING"})
+
+
+def _rest(details: Mapping[str, Any]) -> Rest:
+    """Whether a replica is there, of an application that may have none."""
+    states = _states(details)
+    if states & {"RUNNING", "UPDATING"}:
+        return ""
+    return "WAKING" if states - {"STOPPING"} else "ASLEEP"
+
+
+def _states(details: Mapping[str, Any]) -> set[str]:
+    """Of its replicas."""
+    parts = (details.get("deployments") or {}).values()
+    return {replica.get("state", "") for part in parts for replica in part.get("replicas") or ()}
 
 
 def _configs(applications: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

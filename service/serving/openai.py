@@ -4,17 +4,19 @@ A field that we do not honour may still be sent with the value that means "as if
 null`), because then there is nothing to honour.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 import pydantic_core
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from service.serving.engines.base import Sampling, Turn
 from service.serving.openai_strict import Neutral, Wire, WireError, parse
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own default of /v1/completions
+MAX_SCHEMA_BYTES = 64 * 1024
 MAX_CHOICES = 64
 """Answers of one request: prompts times `n`."""
 
@@ -36,13 +38,11 @@ _CHAT_NEUTRAL: Neutral = {
     "store": (False,),
     "tool_choice": ("none",),
     "tools": ([],),
-    "user": (),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
 _COMPLETION_NEUTRAL: Neutral = {
     "suffix": (),
-    "user": (),
 }
 
 
@@ -79,19 +79,37 @@ class StreamOptions(Wire):
     include_obfuscation: Literal[False] = False
 
 
-class ResponseFormat(Wire):
-    """Plain text, or one JSON object."""
+class JsonSchema(Wire):
+    """A schema that answers are held to. With `strict: false` too: what is stricter than asked for is asked for."""
 
-    type: Literal["text", "json_object"]
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
 
-    @model_validator(mode="before")
+    @field_validator("schema_")
     @classmethod
-    def _no_schema(cls, fields: Any) -> Any:
-        if isinstance(fields, dict) and fields.get("type") == "json_schema":
+    def _is_bounded(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        if len(json.dumps(schema)) > MAX_SCHEMA_BYTES:
             raise pydantic_core.PydanticCustomError(
-                "json_schema", "a json_schema is not supported by this server; ask for json_object, and describe it"
+                "json_schema", f"is longer than {MAX_SCHEMA_BYTES // 1024} KiB; shorten it"
             )
-        return fields
+        return schema
+
+
+class ResponseFormat(Wire):
+    """Plain text, one JSON object, or JSON by a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise pydantic_core.PydanticCustomError(
+                "json_schema", "type json_schema needs a json_schema, and no other type has one"
+            )
+        return self
 
 
 _StopText = Annotated[str, Field(min_length=1)]
@@ -112,6 +130,8 @@ class _SamplingRequest(Wire):
     logit_bias: Annotated[dict[_TokenId, _Bias], Field(max_length=1024)] = Field(default_factory=dict)
     stream: bool = False
     stream_options: StreamOptions | None = None
+    user: str | None = None
+    """Who asks: the gateway keeps them to one of two versions where a roll-out is sticky. Models never see it."""
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Self:
@@ -184,7 +204,14 @@ class ChatRequest(_SamplingRequest):
             self._sampling(room),
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             json_object=self.response_format is not None and self.response_format.type == "json_object",
+            json_schema=self.json_schema,
         )
+
+    @property
+    def json_schema(self) -> str | None:
+        """The schema that answers are to be held to."""
+        wanted = None if self.response_format is None else self.response_format.json_schema
+        return None if wanted is None else json.dumps(wanted.schema_)
 
 
 _Ids = Annotated[list[int], Field(min_length=1)]

@@ -56,7 +56,9 @@ class Answer:
     def __init__(
         self, model: str, *, chat: bool, fingerprint: str, include_usage: bool = False, scored: bool = False
     ) -> None:
+        self.model = model
         self.chat = chat
+        self.fingerprint = fingerprint
         self.include_usage = include_usage
         self._scored = scored
         self._head: dict[str, Any] = {

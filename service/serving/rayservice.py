@@ -22,17 +22,16 @@ from typing import Any
 import yaml
 
 from service.kube import API_VERSION, Json, KubeApi, KubeError, Seen, managed_at, when
-from service.serving.deployer import (
-    STATES,
-    DeployerError,
+from service.serving.declared import (
+    TRANSFORMERS,
     DesiredDeployment,
-    ObservedDeployment,
     Replicas,
-    State,
-    cause,
+    idle_of,
     project_of,
     refuse_duplicates,
+    variant_of,
 )
+from service.serving.deployer import STATES, DeployerError, ObservedDeployment, State, cause
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +144,7 @@ class RayServiceDeployer:
             args = config.get("args") or {}
             state, message = view.state(id, args.get("revision"))
             revision = args.get("revision") if self._is_ours(config) else EDITED
-            found[id] = ObservedDeployment(state=state, message=message, revision=revision)
+            found[id] = ObservedDeployment(state=state, message=message, revision=revision, idle_s=idle_of(config))
         for id, status in view.active.items():
             if id not in found and status.get("status") != "DELETING":
                 found[id] = ObservedDeployment(state="PENDING", message="Is taken away.", revision=EDITED)
@@ -161,6 +160,9 @@ class RayServiceDeployer:
                 model_path=args["model_path"],
                 revision=args["revision"],
                 project=project_of(config["route_prefix"]),
+                variant=variant_of(config["route_prefix"]),
+                engine=args.get("engine", TRANSFORMERS),
+                idle_s=idle_of(config),
             )
         except (KeyError, TypeError, ValueError):
             return False

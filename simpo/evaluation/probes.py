@@ -54,12 +54,13 @@ def probes(generations: Sequence[Generated], reference_lengths: Sequence[int]) -
     }
 
 
-def repetition(token_ids: Sequence[int]) -> float:
+def repetition(tokens: Sequence[object]) -> float:
     """Share of an answer's 4-grams that repeat an earlier one: 1 - distinct / all (seq-rep-4, Welleck et al. 2020).
 
-    0 below 8 tokens: no 4-gram fits twice side by side, and short answers that share letters are not repetition.
+    `tokens`: ids, or words. 0 below 8 of them: no 4-gram fits twice side by side, and short answers that share
+    letters are not repetition.
     """
-    if len(token_ids) < 2 * NGRAM:
+    if len(tokens) < 2 * NGRAM:
         return 0.0
-    grams = [tuple(token_ids[i : i + NGRAM]) for i in range(len(token_ids) - NGRAM + 1)]
+    grams = [tuple(tokens[i : i + NGRAM]) for i in range(len(tokens) - NGRAM + 1)]
     return 1.0 - len(set(grams)) / len(grams)

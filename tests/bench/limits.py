@@ -9,7 +9,6 @@ Prints; k8s/README.md has the formulas that extrapolate.
 import argparse
 import json
 import logging
-import secrets
 import sys
 import tempfile
 import time
@@ -20,10 +19,10 @@ from pathlib import Path
 import psutil
 
 from service.cluster import RayJobs, driver_env
-from service.local_process import kill_all, members
-from service.local_ray import RayHead
+from service.local_process import members
 from service.settings import Settings
 from service.store import Store
+from tests.ray_head import private_head
 from tests.service.conftest import Plane, make_plane
 from tests.service.kube_double import KubeDouble
 from tests.service.test_rayjobs import Stage
@@ -100,13 +99,9 @@ def objects(jobs: int = 40) -> None:
 
 def driver() -> None:
     """Memory of a driver and of its supervisor, and what a small sweep writes."""
-    head, token = RayHead.plan(secrets.token_hex(4)), secrets.token_hex(16)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        try:
-            head.start(token, folder / "ray.log")
-            while not head.answers(token):
-                time.sleep(0.2)
+        with private_head(folder / "ray.log") as (head, token):
             jobs = RayJobs(head.dashboard_url, token)
             (folder / "spec.json").write_text(json.dumps(SPEC), encoding="utf-8")
             out = folder / "run"
@@ -123,9 +118,6 @@ def driver() -> None:
             segments = [path for path in files if path.parent.name == "journal"]
             beats = json.loads((out / "attempts/1/heartbeat.json").read_text(encoding="utf-8"))["counter"]
             size = sum(path.stat().st_size for path in files)
-        finally:
-            kill_all(head.stack_id)
-            head.remove()
     print(f"driver: {most['driver'] >> 20} MiB at most, its supervisor {most['supervisor'] >> 20} MiB (PSS)")
     print(
         f"run directory: {len(segments)} segments and {beats} heartbeats in {seconds:.0f} s of {SPEC['budget']}; "

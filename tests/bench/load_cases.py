@@ -16,6 +16,7 @@ from sqlalchemy import func, select, update
 
 from service.auth import Caller
 from service.clock import SystemClock
+from service.ids import submission_id
 from service.models import Attempt, Sweep
 from service.reconcile import Reconciler
 from service.states import LIVE
@@ -57,12 +58,16 @@ QUICK = Size(sweeps=500, seconds=3.0, watchers=50, watch_s=15.0, records=4_000, 
 
 
 def requests(stage: Stage, size: Size) -> Figures:
-    """Reads and creates over the full database, by one API whose reconciler has four sweeps on the cluster."""
+    """Reads and creates over the full database, by an API whose reconciler has four sweeps on the cluster.
+
+    On PostgreSQL two processes answer, one a core, as replicas in a cluster do; SQLite is for one.
+    """
     assert stage.data is not None
     ids = random.Random(1).sample(stage.data.ids, min(2000, size.sweeps))
     loop = {"connections": _CONNECTIONS, "seconds": size.seconds}
     found: Figures = {}
-    with PatientRay() as ray, stage.api(ray) as api:
+    found["processes"] = 2 if stage.database == "postgresql" else 1
+    with PatientRay() as ray, stage.api(ray, processes=found["processes"]) as api:
         found["start_rss_mb"] = round(api.rss_mb(), 1)
         reads = {
             "get": [f"/v1/sweeps/{id}" for id in ids],
@@ -81,9 +86,10 @@ def requests(stage: Stage, size: Size) -> Figures:
 
 def watchers(stage: Stage, size: Size) -> Figures:
     """Many event streams of one running sweep whose driver writes ten events a second: from its write to their read."""
+    _cancel_live(stage)
     with PatientRay() as ray, stage.api(ray) as api, _client(stage, api) as client:
         sweep_id = client.post("/v1/sweeps", json={**BODY, "name": "watched"}).json()["id"]
-        _until(lambda: bool(ray.created))
+        _until(lambda: submission_id(sweep_id, 1) in ray.created)
         driver = driver_of(stage.settings, sweep_id)
         stopping = threading.Event()
 
@@ -140,6 +146,7 @@ def ingestion(stage: Stage, size: Size) -> Figures:
 
 def submitting(stage: Stage, size: Size) -> Figures:
     """From a sweep's acceptance to Ray's acceptance of its job, one after another, with places enough."""
+    _cancel_live(stage)
     with PatientRay() as ray, stage.api(ray, max_running_sweeps=10 * size.submitted) as api:
         with _client(stage, api) as client:
             ids = []
@@ -189,6 +196,7 @@ def queue(stage: Stage, size: Size) -> Figures:
     )
     half = len(memory) // 2
     return {
+        "queued": size.queued,
         "ended": size.queued - left + before,
         "seconds": round(seconds, 1),
         "api_cpu_s": round(cpu, 1),

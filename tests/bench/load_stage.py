@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,23 +52,28 @@ class QuickRay(RayDouble):
 
 @dataclass
 class Api:
-    """A process of the API."""
+    """The API: a process with its reconciler, and further ones without, as replicas in a cluster are."""
 
-    url: str
-    """Its origin."""
-    process: psutil.Process
-    """Its main process."""
+    ports: list[int]
+    """One of each process."""
+    processes: list[psutil.Process]
+    """In the same order; the first has the reconciler."""
     ready_s: float
-    """From its start to the first 200 of /readyz."""
+    """From the first one's start to the first 200 of its /readyz."""
+
+    @property
+    def url(self) -> str:
+        """Origin of the first."""
+        return f"http://127.0.0.1:{self.ports[0]}"
 
     def cpu_s(self) -> float:
-        """User and system so far."""
-        times = self.process.cpu_times()
-        return float(times.user + times.system)
+        """User and system so far, of all."""
+        times = [process.cpu_times() for process in self.processes]
+        return float(sum(each.user + each.system for each in times))
 
     def rss_mb(self) -> float:
-        """Resident memory now, MiB."""
-        return float(self.process.memory_info().rss / 2**20)
+        """Resident memory now, MiB; of the largest."""
+        return float(max(process.memory_info().rss for process in self.processes) / 2**20)
 
 
 @dataclass
@@ -94,20 +99,29 @@ class Stage:
         return self.data.key
 
     @contextmanager
-    def api(self, ray: RayDouble, **changes: Any) -> Iterator[Api]:
+    def api(self, ray: RayDouble, *, processes: int = 1, **changes: Any) -> Iterator[Api]:
         """Start uvicorn as `simpo up` and the images do; with changed settings."""
+        with ExitStack() as stack:
+            first = stack.enter_context(self._process(ray, **changes))
+            more = [stack.enter_context(self._process(ray, reconcile=False, **changes)) for _ in range(1, processes)]
+            parts = [first, *more]
+            yield Api([port for port, _, _ in parts], [process for _, process, _ in parts], first[2])
+
+    @contextmanager
+    def _process(self, ray: RayDouble, **changes: Any) -> Iterator[tuple[int, psutil.Process, float]]:
+        """(port, process, seconds until it was ready)"""
         (port,) = free_ports(1)
         mine = replace(self.settings, ray_jobs_url=ray.url, ray_token=TOKEN, bind_port=port, **changes)
         command = [sys.executable, "-m", "uvicorn", "--factory", "service.app:factory", "--host", "127.0.0.1"]
         command += ["--port", str(port), "--no-access-log", f"--timeout-graceful-shutdown={_GRACE_S}"]
+        command.append("--http=service.http_head:BoundedHead")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SIMPO_")} | mine.to_env()
         with (self.logs / "api.log").open("ab") as log:
             began = time.monotonic()
             child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         try:
-            url = f"http://127.0.0.1:{port}"
-            _wait_ready(url, child)
-            yield Api(url, psutil.Process(child.pid), round(time.monotonic() - began, 2))
+            _wait_ready(f"http://127.0.0.1:{port}", child)
+            yield port, psutil.Process(child.pid), round(time.monotonic() - began, 2)
         finally:
             child.terminate()
             try:
@@ -118,11 +132,10 @@ class Stage:
 
     def generate(self, api: Api, kind: str, **job: Any) -> dict[str, Any]:
         """Run the load generator against the API; its figures with the API's CPU-seconds."""
-        host, port = "127.0.0.1", int(api.url.rpartition(":")[2])
         before = api.cpu_s()
         done = subprocess.run(
             [sys.executable, "-m", "tests.bench.load_wire"],
-            input=json.dumps({"kind": kind, "host": host, "port": port, "key": self.key, **job}),
+            input=json.dumps({"kind": kind, "host": "127.0.0.1", "ports": api.ports, "key": self.key, **job}),
             capture_output=True,
             text=True,
             cwd=ROOT,

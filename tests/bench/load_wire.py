@@ -29,7 +29,7 @@ def main() -> None:
 
 async def ask(
     host: str,
-    port: int,
+    ports: Sequence[int],
     key: str,
     paths: Sequence[str],
     connections: int,
@@ -41,7 +41,7 @@ async def ask(
 
     Args:
         host: of the API.
-        port: of the API.
+        ports: of the API's processes, which the connections share.
         key: API key.
         paths: asked in random order.
         connections: at once.
@@ -50,7 +50,7 @@ async def ask(
         warm_s: before measuring.
 
     Returns:
-        Figures: requests, seconds, statuses, p50_ms, p99_ms, bytes (mean of an answer's body).
+        Figures: requests, seconds, statuses, p50_ms, p95_ms, p99_ms, bytes (mean of an answer's body).
     """
     make = _gets(key, paths) if body is None else _posts(key, paths[0], body)
     begin = time.monotonic() + warm_s
@@ -59,9 +59,9 @@ async def ask(
     statuses: Counter[int] = Counter()
     size = 0
 
-    async def one() -> None:
+    async def one(number: int) -> None:
         nonlocal size
-        reader, writer = await asyncio.open_connection(host, port, limit=2**20)
+        reader, writer = await asyncio.open_connection(host, ports[number % len(ports)], limit=2**20)
         while (sent := time.monotonic()) < end:
             writer.write(make())
             status, length = await _answer(reader)
@@ -72,18 +72,19 @@ async def ask(
                 size += length
         writer.close()
 
-    await asyncio.gather(*(one() for _ in range(connections)))
+    await asyncio.gather(*(one(number) for number in range(connections)))
     return {
         "requests": len(times),
         "seconds": seconds,
         "statuses": {str(status): number for status, number in statuses.items()},
         "p50_ms": round(1000 * quantile(times, 0.5), 2),
+        "p95_ms": round(1000 * quantile(times, 0.95), 2),
         "p99_ms": round(1000 * quantile(times, 0.99), 2),
         "bytes": size // max(len(times), 1),
     }
 
 
-async def watch(host: str, port: int, key: str, path: str, watchers: int, seconds: float) -> Figures:
+async def watch(host: str, ports: Sequence[int], key: str, path: str, watchers: int, seconds: float) -> Figures:
     """Server-sent events, many at once: from `data.sent` (Unix seconds) of an event to its arrival here.
 
     Returns:
@@ -95,7 +96,7 @@ async def watch(host: str, port: int, key: str, path: str, watchers: int, second
 
     async def one() -> None:
         nonlocal gaps
-        reader, writer = await asyncio.open_connection(host, port, limit=2**20)
+        reader, writer = await asyncio.open_connection(host, ports[0], limit=2**20)
         writer.write(head.encode())
         last = None
         while line := await reader.readline():
@@ -149,10 +150,22 @@ async def _answer(reader: asyncio.StreamReader) -> tuple[int, int]:
     """(status, length of the body), the body read to its end."""
     head = await reader.readuntil(b"\r\n\r\n")
     lowered = head.lower()
+    if b"transfer-encoding: chunked" in lowered:
+        return int(head[9:12]), await _chunks(reader)
     at = lowered.index(b"content-length:") + 15
     length = int(lowered[at : lowered.index(b"\r", at)])
     await reader.readexactly(length)
     return int(head[9:12]), length
+
+
+async def _chunks(reader: asyncio.StreamReader) -> int:
+    """Length of a body that comes in chunks, read to its end."""
+    length = 0
+    while size := int(await reader.readline(), 16):
+        await reader.readexactly(size + 2)
+        length += size
+    await reader.readline()
+    return length
 
 
 if __name__ == "__main__":

@@ -131,7 +131,8 @@ def sweep_table(figures: dict[str, Any]) -> str:
     arms = figures["arms"]
     full = arms.get("halving")
     rows = []
-    for arm, row in arms.items():
+    for arm in filter(arms.__contains__, ARMS):  # a file's keys are sorted
+        row = arms[arm]
         ratio = f"{row['seconds'] / full['seconds']:.1f}x" if full and arm != "halving" else ""
         held = row["accuracy"]
         accuracy = f"{held['estimate']:.3f} [{held['low']:.3f}, {held['high']:.3f}]"

@@ -49,7 +49,7 @@ class Watcher:
         self._over.set()
         self._thread.join()
 
-    def left(self, patience_s: float = 5.0) -> list[Seen]:
+    def left(self, patience_s: float = 30.0) -> list[Seen]:
         """Those that still run; a moment is granted to the dying."""
         deadline = time.monotonic() + patience_s
         while (alive := [process for process in self.seen if process.alive]) and time.monotonic() < deadline:
@@ -73,8 +73,12 @@ def stack_processes(stack_id: str) -> set[Seen]:
 
 
 def simpo(*args: str) -> list[str]:
-    """The command line of `simpo` in this interpreter."""
-    return [sys.executable, "-c", "from service.cli import main; main()", *args]
+    """The command line of `simpo` in this interpreter.
+
+    As from a person's terminal: a shell that runs the suite in the background has its children ignore Ctrl-C.
+    """
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    return [sys.executable, "-c", f"{heed}; from service.cli import main; main()", *args]
 
 
 def run(args: Sequence[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:

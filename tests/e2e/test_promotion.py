@@ -49,7 +49,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, st
             with Client(url, key) as client:
                 yield client, key, base
         finally:
-            stopped = run(simpo("down", "--home", str(home)), timeout_s=90)
+            stopped = run(simpo("down", "--home", str(home)), timeout_s=180)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert watcher.seen and watcher.left() == []
 

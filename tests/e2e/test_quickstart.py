@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 def test_from_nothing_to_a_report(tmp_path: Path) -> None:
     home = tmp_path / "q"
     with Watcher(home) as watcher:
-        done = run(simpo("quickstart", "--home", str(home), "--trials", "3", "--steps", "12"), timeout_s=420)
+        done = run(simpo("quickstart", "--home", str(home), "--trials", "3", "--steps", "12"), timeout_s=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(watcher.seen) > 5, "the stack was seen running"
     assert watcher.left() == []
@@ -49,7 +49,7 @@ def test_own_preferences_take_the_same_path(tmp_path: Path) -> None:
     home = tmp_path / "q"
     sources = ["--data", str(train), "--eval", str(held_out)]
     with Watcher(home) as watcher:
-        done = run(simpo("quickstart", "--home", str(home), *sources, "--trials", "2", "--steps", "8"), timeout_s=300)
+        done = run(simpo("quickstart", "--home", str(home), *sources, "--trials", "2", "--steps", "8"), timeout_s=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert watcher.seen and watcher.left() == []
     report = json.loads((home / "report.json").read_text())
@@ -86,7 +86,7 @@ def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
                     break
             time.sleep(2.0)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=240)
         finally:
             process.kill()
             run(simpo("down", "--home", str(home)), timeout_s=120)  # nothing to do, unless it was killed
@@ -101,7 +101,7 @@ def test_a_sweep_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     home = tmp_path / "q"
     with Watcher(home) as watcher:
-        done = run(simpo("quickstart", "--home", str(home), "--model", str(model), "--steps", "8"), timeout_s=120)
+        done = run(simpo("quickstart", "--home", str(home), "--model", str(model), "--steps", "8"), timeout_s=400)
     assert done.returncode == 1, done.stdout + done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: the sweep is FAILED: ") and f"(logs: {home / 'logs'})" in last

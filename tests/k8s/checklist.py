@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+from tests.k8s.bucket import bounded_copies, bucket_keys, one_store
 from tests.k8s.lints import matches, quantity
 from tests.k8s.manifests import AUTOSCALER, PodView, name_of, pods, ray_clusters
 from tests.k8s.quota import within_quota
@@ -18,7 +19,7 @@ Check = Callable[[list[Json]], Iterator[str]]
 
 METADATA_ADDRESS = "169.254.169.254"  # where clouds hand out credentials to whoever asks
 OBJECT_STORE_SHARE = 0.3  # of a Ray node's memory, in /dev/shm
-_SECRET_NAME = re.compile(r"TOKEN|PASSWORD|SECRET|CREDENTIAL|API_?KEY|DATABASE_URL")
+_SECRET_NAME = re.compile(r"TOKEN|PASSWORD|SECRET|CREDENTIAL|(API|ACCESS)_?KEY|DATABASE_URL")
 _URL_WITH_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
 _ALPHA_FIELDS = ("tlsOptions", "networkPolicy", "historyServerOptions")
 _NGINX = "nginx.ingress.kubernetes.io/"
@@ -339,6 +340,9 @@ CHECKS: tuple[Check, ...] = (
     public_origin,
     streams,
     within_quota,
+    one_store,
+    bounded_copies,
+    bucket_keys,
 )
 
 

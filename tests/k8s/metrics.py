@@ -8,6 +8,8 @@ from pathlib import Path
 from service import gauges
 from service.clock import SystemClock
 from service.metrics import Metrics
+from service.serving.engine_metrics import EngineMetrics
+from tests.serving.instruments import Told
 
 KNOWN: dict[str, str] = {
     # kube-state-metrics, docs/metrics/*/ (all of them STABLE there)
@@ -26,6 +28,7 @@ KNOWN: dict[str, str] = {
 }
 """Metrics that nothing here can be asked for. Those of Ray are looked up in the installed Ray."""
 
+_SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
 _WORDS = {"by", "without", "on", "ignoring", "group_left", "group_right", "and", "or", "unless", "bool", "offset"}
 
 
@@ -39,7 +42,8 @@ def names_in(expression: str) -> set[str]:
 
 
 def unknown(names: set[str]) -> set[str]:
-    """Those of `names` for which there is no source: neither in KNOWN, nor in the service, nor in the installed Ray."""
+    """Those of `names` for which there is no source: neither in KNOWN, nor in the service, its replicas or Ray."""
+    names = names - _of_replicas()
     rays = {name for name in names if name.startswith("ray_")}
     return (names - rays - set(KNOWN) - _exported()) | {name for name in rays if not _in_ray(name)}
 
@@ -47,10 +51,17 @@ def unknown(names: set[str]) -> set[str]:
 @cache
 def _exported() -> set[str]:
     """What the service exports: asked of its registry, and of its source where a database would have to answer."""
-    suffixes = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
     families = Metrics(SystemClock()).registry.collect()
-    found = {family.name + suffix for family in families for suffix in suffixes.get(family.type, ())}
+    found = {family.name + suffix for family in families for suffix in _SUFFIXES.get(family.type, ())}
     return found | set(re.findall(r'"(simpo_[a-z_]+)"', Path(gauges.__file__).read_text(encoding="utf-8")))
+
+
+@cache
+def _of_replicas() -> set[str]:
+    """What replicas hand to Ray, as Ray exports it."""
+    told = Told()
+    EngineMetrics(told.kit, engine="")
+    return {f"ray_{name}{suffix}" for name, kind in told.kinds.items() for suffix in _SUFFIXES[kind]}
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.k8s import checklist
+from tests.k8s import bucket, checklist, quota
 from tests.k8s.checklist import CHECKS
 from tests.k8s.examples import Examples
 from tests.k8s.manifests import ALPHA, K8S, REST, components, folders
@@ -252,6 +252,48 @@ def _no_quota(example: Examples) -> None:
     example.objects.remove(example["ResourceQuota/all"])
 
 
+def _bucket(example: Examples) -> None:
+    example["ConfigMap/settings"]["data"] |= {"SIMPO_STORE": "s3://bucket/simpo", "SIMPO_COPIES": "/data"}
+
+
+def _claim_beside_a_bucket(example: Examples) -> None:
+    _bucket(example)
+    example["PersistentVolumeClaim/data"]["metadata"]["name"] = "simpo-store"
+
+
+def _claim_in_a_pod_beside_a_bucket(example: Examples) -> None:
+    _bucket(example)
+    example.head["volumes"].append({"name": "store", "persistentVolumeClaim": {"claimName": "simpo-store"}})
+
+
+def _copies_anywhere(example: Examples) -> None:
+    _bucket(example)
+    worker = example.cluster["workerGroupSpecs"][0]["template"]["spec"]
+    worker["volumes"].append({"name": "copies", "emptyDir": {}})
+    worker["containers"][0]["volumeMounts"].append({"name": "copies", "mountPath": "/tmp"})
+
+
+def _keys_without_a_bucket(example: Examples) -> None:
+    secret = {"secretKeyRef": {"name": "simpo-object-store", "key": "access_key_id"}}
+    example.head["containers"][0]["env"] = [{"name": "AWS_ACCESS_KEY_ID", "valueFrom": secret}]
+
+
+def _written_keys(example: Examples) -> None:
+    example.container["env"].append({"name": "AWS_ACCESS_KEY_ID", "value": "a"})
+
+
+def _replicas_that_may_write(example: Examples) -> None:
+    _bucket(example)
+    template = example.cluster["workerGroupSpecs"][0]["template"]
+    template["metadata"]["labels"]["app.kubernetes.io/component"] = "serving"
+    secret = {"secretKeyRef": {"name": "simpo-object-store", "key": "access_key_id"}}
+    template["spec"]["containers"][0]["env"] = [{"name": "AWS_ACCESS_KEY_ID", "valueFrom": secret}]
+
+
+def _plain_endpoint(example: Examples) -> None:
+    example["ConfigMap/settings"]["data"]["AWS_ENDPOINT_URL_S3"] = "http://s3.example.invalid"
+
+
 CASES: list[tuple[checklist.Check, Callable[[Examples], None], str]] = [
     (checklist.fixed_memory, _bursting_memory, "the memory request must equal the memory limit"),
     (checklist.fixed_memory, _unbounded_disk, "ephemeral-storage must be requested and limited"),
@@ -302,8 +344,18 @@ CASES: list[tuple[checklist.Check, Callable[[Examples], None], str]] = [
     (checklist.streams, _ingress_as_it_comes, "proxy-read-timeout must be 600 or more"),
     (checklist.streams, _ingress_as_it_comes, "proxy-buffering must be off"),
     (checklist.streams, _impatient_route, "timeouts.request must be 0s"),
-    (checklist.within_quota, _tight_quota, "requests.memory is 3Gi, but"),
-    (checklist.within_quota, _no_quota, "needs a ResourceQuota"),
+    (quota.within_quota, _tight_quota, "requests.memory is 3Gi, but"),
+    (quota.within_quota, _no_quota, "needs a ResourceQuota"),
+    (bucket.one_store, _claim_beside_a_bucket, "PersistentVolumeClaim/simpo-store: SIMPO_STORE is a bucket"),
+    (bucket.one_store, _claim_in_a_pod_beside_a_bucket, "headgroup: SIMPO_STORE is a bucket, so the volume store"),
+    (bucket.bounded_copies, _bucket, "workers: needs an emptyDir with a sizeLimit at /tmp"),
+    (bucket.bounded_copies, _copies_anywhere, "workers: needs an emptyDir with a sizeLimit at /tmp"),
+    (bucket.bucket_keys, _bucket, "workers: needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    (bucket.bucket_keys, _keys_without_a_bucket, "headgroup: has no business in the bucket"),
+    (bucket.bucket_keys, _written_keys, "Deployment/web: AWS_ACCESS_KEY_ID must come from a Secret"),
+    (bucket.bucket_keys, _replicas_that_may_write, "must be of simpo-object-store-read: replicas write nothing"),
+    (bucket.bucket_keys, _plain_endpoint, "AWS_ENDPOINT_URL_S3 must be https://"),
+    (checklist.no_secret_values, _written_keys, "AWS_ACCESS_KEY_ID must come from a Secret"),
 ]
 
 

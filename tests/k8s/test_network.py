@@ -28,6 +28,7 @@ OUTSIDERS = (
     Peer(name="kubernetes", address="192.0.2.1"),  # the placeholders of README, "To fill in"
     Peer(name="otlp", address="192.0.2.2"),
     Peer(name="database", address="192.0.2.3"),
+    Peer(name="store", address="192.0.2.4"),
     Peer(name="internet", address="93.184.216.34"),
     Peer(name="metadata", address="169.254.169.254"),
 )

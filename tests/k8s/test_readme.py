@@ -99,6 +99,6 @@ def test_no_text_of_a_user_is_given_to_a_shell(rendered: Render) -> None:
     jobs = [thing for folder in folders() for thing in rendered(folder) if thing["kind"] == "RayJob"]
     assert jobs
     for job in jobs:
-        assert re.fullmatch(r"[\w./ -]+", job["spec"]["entrypoint"]), name_of(job)
+        assert re.fullmatch(r"[\w./: -]+", job["spec"]["entrypoint"]), name_of(job)
         assert not {"runtimeEnvYAML", "metadata", "entrypointResources"} & set(job["spec"]), name_of(job)
         assert {view.owner for view in pods([job])} >= {f"{name_of(job)} submitter"}

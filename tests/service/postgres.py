@@ -25,10 +25,10 @@ def fresh_database(socket_directory: Path, *, template: str = "migrated") -> str
 
 
 @contextmanager
-def private_postgres(*, durable: bool = False) -> Iterator[Path]:
+def private_postgres(*, durable: bool = False, host: str = "") -> Iterator[Path]:
     """A private PostgreSQL without a network, by its socket's directory; its database `migrated` is at the head.
 
-    `durable`: it waits for the disk, as outside of tests.
+    `durable`: it waits for the disk, as outside of tests. `host`: an address at which its /24 may ask it too.
     """
     if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
         pytest.skip("needs PostgreSQL's initdb and pg_ctl in the PATH (Debian: postgresql)")
@@ -39,7 +39,10 @@ def private_postgres(*, durable: bool = False) -> Iterator[Path]:
     data = str(home / "data")
     try:
         _run(home, "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
-        start(home, durable=durable)
+        if host:
+            with (home / "data" / "pg_hba.conf").open("a") as rules:
+                rules.write(f"host all all {host}/24 trust\n")
+        start(home, durable=durable, host=host)
         try:
             admin = create_engine(socket_url(home, "postgres"), isolation_level="AUTOCOMMIT")
             with admin.connect() as connection:
@@ -55,10 +58,10 @@ def private_postgres(*, durable: bool = False) -> Iterator[Path]:
         shutil.rmtree(home)
 
 
-def start(socket_directory: Path, *, durable: bool = False) -> None:
+def start(socket_directory: Path, *, durable: bool = False, host: str = "") -> None:
     """Start the server of that socket; returns when it answers."""
     fsync = "on" if durable else "off"
-    options = f"-c listen_addresses= -c unix_socket_directories={socket_directory} -c fsync={fsync}"
+    options = f"-c listen_addresses={host} -c unix_socket_directories={socket_directory} -c fsync={fsync}"
     log = str(socket_directory / "log")
     _run(socket_directory, "pg_ctl", "-D", str(socket_directory / "data"), "-w", "-l", log, "start", "-o", options)
 

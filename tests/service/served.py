@@ -1,16 +1,22 @@
-"""The program that people start, `uvicorn service.app:factory`, as a process of its own with its lines in a file."""
+"""The program that people start, `uvicorn service.app:factory`, as a process of its own with its lines in a file.
+
+Or any application, in a thread of this one.
+"""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
+import uvicorn
 
 from service.local_process import free_ports
 from service.settings import Settings
@@ -38,12 +44,29 @@ class Served:
 
 
 @contextmanager
+def in_thread(app: Any, **options: Any) -> Iterator[str]:
+    """An application behind uvicorn in a thread of this process; its origin on loopback. `options`: uvicorn's."""
+    (port,) = free_ports(1)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, **{"log_level": "warning", **options}))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
 def served(settings: Settings, log: Path, *, grace_s: int = 20) -> Iterator[Served]:
     """It, ready to answer; killed at the end if it still runs."""
     (port,) = free_ports(1)
     settings = replace(settings, bind_port=port)
     command = [sys.executable, "-m", "uvicorn", "service.app:factory", "--factory", f"--port={port}"]
-    command += [f"--timeout-graceful-shutdown={grace_s}"]
+    command += ["--http=service.http_head:BoundedHead", f"--timeout-graceful-shutdown={grace_s}"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SIMPO_")}
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=kept | settings.to_env(), stdout=file, stderr=file)

@@ -8,11 +8,12 @@ import httpx
 import pytest
 
 from service.settings import Settings
+from tests.fakes import FakeComparer
 from tests.service.conftest import Plane, make_plane
 from tests.service.test_cli import Api
 from tests.service.test_cli import simpo as scripted
 from tests.service.test_cli_datasets import simpo
-from tests.service.test_comparisons import BODY, FakeComparer
+from tests.service.test_comparisons import BODY
 
 ROW = {"rank": 1, "name": "simpo", "ranked_by": "win_rate", "figure": None, "failure": "no trial won", "tied_with": []}
 RESULT = {
@@ -49,6 +50,12 @@ def test_create_list_show_and_cancel(plane: Plane, tmp_path: Any) -> None:
     told = simpo(plane, "comparison", "show", "mine").stdout
     assert "is RUNNING: Tunes one method after another. (50%)" in told
     assert json.loads(simpo(plane, "comparison", "show", listed["id"], "--json").stdout)["state"] == "RUNNING"
+    early = simpo(plane, "deploy", "create", "dpo", "--comparison", "mine", "--method", "sft", "--no-wait")
+    assert early.exit_code == 2 and "only a SUCCEEDED comparison" in early.stderr, early.stderr
+    assert simpo(plane, "deploy", "create", "a", "--sweep", "x", "--method", "sft").exit_code == 2
+    promoted = simpo(plane, "promote", "--comparison", "mine", "--method", "sft", "--model", "chat")
+    assert promoted.exit_code == 2 and "only a SUCCEEDED comparison" in promoted.stderr, promoted.stderr
+    assert "--method: is for" in simpo(plane, "promote", "x", "--method", "sft", "--model", "chat").stderr
     assert simpo(plane, "comparison", "cancel", "mine").stdout == "mine is RUNNING\n"
     plane.turn(3)
     again = simpo(plane, "comparison", "cancel", listed["id"])

@@ -48,6 +48,15 @@ def test_every_command_stores_its_edit(plane: Plane, tmp_path: Path) -> None:
     assert json.loads(control(plane, "edits", "a", "--json").stdout) == edits(plane, sweep_id)
 
 
+def test_a_run_is_paused_by_its_name(plane: Plane) -> None:
+    run_id = plane.post("one", "runs")["id"]
+    for verb in ("pause", "resume"):
+        result = simpo(plane, "run", verb, "one", "--no-wait")
+        assert result.exit_code == 0 and f"({verb}) is pending" in result.stdout, result.stderr
+    with Client("http://testserver", plane.key, transport=into(plane)) as client:
+        assert [edit["action"] for edit in client.run_edits.iterate(run_id)] == ["pause", "resume"]
+
+
 def test_the_answer_is_the_exit_code(plane: Plane) -> None:
     sweep_id, driver = started(plane)
     answer(driver.attempt, 1, "pause", edit={"action": "pause"})  # before it is asked: nobody waits in a test

@@ -95,3 +95,17 @@ def test_durations() -> None:
     for wrong in ("", "5", "1w", "-1d", "1.5h"):
         with pytest.raises(UserError, match="is no duration"):
             seconds_of(wrong)
+
+
+def test_limits_of_a_key_and_of_a_project(plane: Plane) -> None:
+    asked = ("--requests-per-minute", "60", "--tokens-per-day", "5000")
+    key = told(plane, "keys", "create", "chat", "--scope", "inference", *asked)
+    assert key["limits"] == {"requests_per_minute": 60, "tokens_per_minute": None, "tokens_per_day": 5000}
+    changed = told(plane, "keys", "limit", key["id"], "--requests-per-minute", "none", "--tokens-per-minute", "9")
+    assert changed["limits"] == {"requests_per_minute": None, "tokens_per_minute": 9, "tokens_per_day": 5000}
+    assert "tokens_per_day" in simpo(plane, "keys", "show", key["id"]).stdout
+    for words, says in ((("--tokens-per-day", "many"), "must be a number or none"), ((), "nothing to change")):
+        refused = simpo(plane, "keys", "limit", key["id"], *words)
+        assert refused.exit_code == 2 and says in refused.stderr
+    assert told(plane, "quotas", "set", "default", "--tokens-per-minute", "70")["inference"]["tokens_per_minute"] == 70
+    assert "tokens per minute of models: 70" in simpo(plane, "quotas").stdout

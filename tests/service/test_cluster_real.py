@@ -1,15 +1,13 @@
 """The jobs contract on the pinned Ray: an upgrade that changes one of these facts is noticed here."""
 
-import secrets
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from service.cluster import Jobs, JobsError, RayJobs
-from service.local_process import kill_all
 from service.local_ray import RayHead
 from tests.contracts import JobsContract
+from tests.ray_head import private_head
 
 pytestmark = pytest.mark.ray
 
@@ -17,18 +15,8 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RayHead, str]]:
     """A private Ray head and its token."""
-    head, token = RayHead.plan(secrets.token_hex(4)), secrets.token_hex(16)
-    log = tmp_path_factory.mktemp("jobs") / "ray.log"
-    try:
-        head.start(token, log)
-        deadline = time.monotonic() + 90
-        while not head.answers(token):
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        yield head, token
-    finally:
-        assert kill_all(head.stack_id) == []
-        head.remove()
+    with private_head(tmp_path_factory.mktemp("jobs") / "ray.log") as head:
+        yield head
 
 
 @pytest.fixture(scope="module")

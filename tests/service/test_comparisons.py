@@ -3,31 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from sweeps.comparison_hash import comparison_hash
-from sweeps.run_dir import Attempt, RunDir
+from sweeps.run_dir import RunDir
+from tests.fakes import FakeComparer, evidence
 from tests.service.conftest import Plane
 from tests.service.test_datasets import stored
+from tests.service.test_promotions import GOOD, evaluate, promote
+from tests.service.test_promotions import shown as promoted
 
 Json = dict[str, Any]
+SIDES = ("candidate", "reference", "base")
 BODY: Json = {"name": "mine", "methods": ["sft", "simpo"], "budget": {"trials": 4, "steps": 40}}
-
-
-class FakeComparer:
-    """What the job of a comparison leaves in its directory. Making it claims the attempt."""
-
-    def __init__(self, run_dir: Path, attempt: int = 1) -> None:
-        self.run = RunDir(run_dir)
-        self.attempt: Attempt = self.run.claim(attempt)
-        data = {"phase": "comparing", "progress": 0.5, "method": "simpo"}
-        self.attempt.append("job.phase", "simpo: method 2 of 2", data)
-        self.attempt.beat({})
-
-    def finish(self) -> None:
-        mark = comparison_hash(self.run.read_spec())
-        compared = {"leaderboard": [{"rank": 1, "name": "simpo"}], "verdicts": []}
-        result = {"attempt": self.attempt.number, "spec_hash": mark, "state": "SUCCEEDED", "comparison": compared}
-        self.attempt.publish_result(result)
-        self.attempt.append("job.finished", "2 methods compared", {})
 
 
 def create(plane: Plane, **changes: Any) -> Json:
@@ -67,6 +52,70 @@ def test_a_comparison_runs_as_one_job_and_shows_its_result(plane: Plane) -> None
         assert plane.client.get(f"/v1/{kind}/{body['id']}").status_code == 404
     refused = plane.client.post("/v1/deployments", json={"name": "a", "sweep": body["id"]})
     assert refused.status_code == 422 and "no sweep or run" in refused.json()["detail"]
+
+
+def test_a_methods_winner_is_deployed_like_a_sweeps(plane: Plane) -> None:
+    body = create(plane)
+
+    def deploy(name: str, **source: Any) -> Any:
+        return plane.client.post("/v1/deployments", json={"name": name, "comparison": body["id"], **source})
+
+    early = deploy("early")
+    assert (early.status_code, early.json()["code"]) == (409, "comparison_not_succeeded")
+    plane.turn()
+    FakeComparer(plane.settings.run_dir(body["id"])).finish(losers=["sft"])
+    plane.turn()
+    best = deploy("best")
+    assert best.status_code == 202, best.text
+    assert (best.json()["sweep"], best.json()["checkpoint"]) == (body["id"], "simpo")
+    plane.turn()
+    assert plane.client.get(f"/v1/deployments/{best.json()['id']}").json()["state"] == "READY"
+    own = plane.settings.run_dir(body["id"]) / "sweeps" / "simpo"
+    assert plane.deployer.declared[best.json()["id"]].model_path.startswith(str(own.resolve()))
+    for source, pointer, text in (
+        ({"method": "sft"}, "/method", "none of those that have a winner: simpo"),
+        ({"checkpoint": "base"}, "/checkpoint", "is for a sweep"),
+        ({"sweep": "swp_1"}, "/sweep", "either a sweep, or a comparison"),
+        ({"comparison": "cmp_x"}, "/comparison", "there is no comparison"),
+    ):
+        fault = deploy("other", **source).json()["errors"][0]
+        assert fault["pointer"] == pointer and text in fault["message"], fault
+    alone = plane.client.post("/v1/deployments", json={"name": "b", "sweep": "swp_1", "method": "simpo"})
+    assert alone.json()["errors"][0]["pointer"] == "/method"
+
+
+def test_a_methods_winner_is_promoted_like_a_sweeps(plane: Plane) -> None:
+    body = create(plane)
+    plane.turn()
+    FakeComparer(plane.settings.run_dir(body["id"])).finish()
+    for name in BODY["methods"]:
+        own = RunDir(plane.settings.run_dir(body["id"]) / "sweeps" / name)
+        base = own.root / "prepared" / "base"
+        base.mkdir(parents=True)
+        (base / "config.json").write_text("{}")
+        best = {"trial_id": "trl_0000", "checkpoint": "attempts/1/trials/trl_0000/checkpoint"}
+        found = {"best": best, "base": {"checkpoint": "prepared/base"}, "evidence": evidence(GOOD)}
+        own.claim(1).publish_result({"attempt": 1, "state": "SUCCEEDED", **found})
+    plane.turn()
+
+    first = promote(plane, comparison=body["id"], approval="auto").json()
+    plane.turn(2)
+    done = promoted(plane, first["id"])
+    assert (done["state"], done["evaluation"], done["evidence"]["source"]) == ("SUCCEEDED", None, "finals")
+    version = plane.client.get("/v1/registry/models/chat/versions/1").json()
+    assert (version["sweep"], version["checkpoint"]) == (body["id"], "simpo"), "the one that leads"
+
+    gate = {"conditions": {"win_rate": ">0.25"}}
+    second = promote(plane, comparison=body["id"], method="sft", approval="auto", gate=gate).json()
+    evaluate(plane, second["id"], evidence(GOOD))
+    plane.turn(2)
+    done = promoted(plane, second["id"])
+    assert (done["state"], done["version"], done["champion"]) == ("SUCCEEDED", 2, 1), done
+    asked = RunDir(plane.settings.run_dir(done["evaluation"])).read_spec()
+    sweeps = plane.settings.run_dir(body["id"]).resolve() / "sweeps"
+    sides = [Path(asked[side]["path"]).relative_to(sweeps) for side in SIDES]
+    assert [side.parts[0] for side in sides] == ["sft", "simpo", "sft"] and sides[2] == Path("sft/prepared/base")
+    assert (asked["sweep"]["method"], asked["sweep"]["name"]) == ("sft", "mine-sft")
 
 
 def test_a_lost_one_is_resumed_and_a_cancelled_one_ends(plane: Plane) -> None:

@@ -210,8 +210,15 @@ def test_a_dataset_is_deleted_when_nobody_reads_it(plane: Plane) -> None:
     plane.turn()
     gone = plane.client.delete(path, headers={"if-match": plane.client.get(path).headers["etag"]})
     assert gone.status_code == 200 and gone.json()["state"] == "DELETED" and gone.json()["expire_time"]
-    assert plane.client.delete(path, headers={"if-match": "*"}).json()["code"] == "illegal_transition"
-    assert plane.client.get(path).json()["state"] == "DELETED"
+    for answer in (
+        plane.client.get(path),
+        plane.client.get(f"{path}/report"),
+        plane.client.get(f"{path}/events"),
+        plane.client.delete(path, headers={"if-match": "*"}),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (404, "dataset_deleted"), answer.text
+        assert f"{body['id']} was deleted" in answer.json()["detail"]
+    assert body["id"] in plane.sweep(sweep["id"])["spec"]["dataset"]["train"], "what read it still names it"
     assert plane.client.get("/v1/datasets").json()["data"] == []
     assert plane.client.get("/v1/datasets?state=DELETED").json()["data"][0]["id"] == body["id"]
     assert plane.client.get(f"{path}/preview").status_code == 404

@@ -9,8 +9,6 @@ import pytest
 from service.settings import Settings
 from tests.service.conftest import Plane, make_plane
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.fixture
 def won(plane: Plane) -> str:
@@ -205,3 +203,25 @@ def without_proxy(settings: Settings) -> Iterator[Plane]:
 
 def test_where_a_gateway_routes_models_the_api_does_not(without_proxy: Plane) -> None:
     assert without_proxy.client.get("/v1/models").status_code == 404
+
+
+@pytest.fixture
+def with_vllm(settings: Settings) -> Iterator[Plane]:
+    yield from make_plane(settings, vllm_python="/opt/vllm/bin/python")
+
+
+def test_an_engine_is_declared_where_it_is_set_up(with_vllm: Plane) -> None:
+    won = succeeded(with_vllm)
+    chosen, meant = deploy(with_vllm, won, engine="vllm").json(), deploy(with_vllm, won, "other").json()
+    assert (chosen["engine"], meant["engine"]) == ("vllm", "transformers")
+    with_vllm.turn()
+    declared = with_vllm.deployer.declared
+    assert [declared[one["id"]].engine for one in (chosen, meant)] == ["vllm", "transformers"]
+
+
+def test_an_engine_that_is_not_there_is_refused_by_name(plane: Plane, won: str) -> None:
+    for engine, words in (("vllm", "SIMPO_VLLM_PYTHON must name a Python that has it"), ("tgi", "vllm")):
+        answer = deploy(plane, won, engine=engine)
+        assert answer.status_code == 422, answer.text
+        (fault,) = answer.json()["errors"]
+        assert fault["pointer"] == "/engine" and words in fault["message"]

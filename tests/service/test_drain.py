@@ -113,7 +113,7 @@ def test_an_end_cuts_off_nobody(settings: Settings, tmp_path: Path, ray: RayDoub
     assert all(1000 <= int(hint) <= 5000 for hint in hints) and len(hints) > 10, "a hint each, and not the same"
     assert uploaded.status_code == 201 and uploaded.json()["rows"] == 31
     assert set(statuses) <= {200, 503} and statuses.count(200) > 3
-    assert ended - began < 20
+    assert ended - began < 60
     with store.read() as session:
         leases = session.scalars(select(Lease)).all()
     assert {lease.name for lease in leases} == {"reconciler", "deployments", "webhooks", "datasets"}

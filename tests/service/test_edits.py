@@ -79,6 +79,33 @@ def test_pause_and_resume_from_wish_to_answer(plane: Plane) -> None:
     ]
 
 
+def test_a_run_is_paused_and_resumed_and_takes_nothing_else(plane: Plane) -> None:
+    run_id = plane.post("one", "runs")["id"]
+    plane.turn()
+    driver = plane.drive(run_id).start()
+    plane.turn()
+    for number, (action, reason) in enumerate((("pause", "PAUSED"), ("resume", "SEARCHING")), 1):
+        asked = plane.client.post(f"/v1/runs/{run_id}/{action}")
+        assert asked.status_code == 202, asked.text
+        assert asked.headers["location"] == f"/v1/runs/{run_id}/edits/{asked.json()['id']}"
+        plane.turn()
+        answer(driver.attempt, number, action)
+        plane.turn()
+        assert plane.client.get(asked.headers["location"]).json()["state"] == "applied"
+        assert plane.sweep(run_id)["reason"] == reason
+    told = plane.client.get(f"/v1/runs/{run_id}/edits").json()["data"]
+    assert [edit["action"] for edit in told] == ["pause", "resume"]
+    assert plane.client.post(f"/v1/runs/{run_id}/extend", json={"trials": 2}).status_code == 404
+    ask(plane, f"{run_id}/pause", status=404)
+    assert plane.client.post(f"/v1/runs/{plane.post('two')['id']}/pause").status_code == 404
+    driver.create(0)
+    driver.end(0, value=0.5)
+    driver.finish(winner=0)
+    plane.turn(2)
+    over = plane.client.post(f"/v1/runs/{run_id}/pause")
+    assert (over.status_code, over.json()["code"]) == (409, "illegal_transition") and "run" in over.json()["detail"]
+
+
 def test_a_pause_lasts_over_attempts_and_the_finals_are_not_paused(plane: Plane) -> None:
     sweep_id, driver = started(plane)
     ask(plane, f"{sweep_id}/pause")

@@ -59,11 +59,12 @@ def test_it_succeeds_when_its_model_answers_and_not_before(plane: Plane) -> None
     plane.turn(3)
     waiting = shown(plane, job)
     assert (waiting["status"], waiting["state"], waiting["reason"]) == ("running", "RUNNING", "DEPLOYING")
-    assert waiting["fine_tuned_model"] is None
+    assert (waiting["fine_tuned_model"], waiting["trained_tokens"]) == (None, None)
     plane.deployer.become(waiting["deployment"], "READY")
     plane.turn(2)
     done = shown(plane, job)
     assert done["status"] == "succeeded" and done["fine_tuned_model"].startswith("ft-")
+    assert done["trained_tokens"] == 4321, "as the driver counted them"
     # The next one starts from this one's winner, by name.
     again = create(plane, model=done["fine_tuned_model"])
     spec = plane.client.get(f"/v1/runs/{again['sweep']}").json()["spec"]

@@ -12,8 +12,6 @@ from service.settings import Settings
 from tests.service.conftest import Plane, make_plane
 from tests.service.test_deployments import deploy, succeeded
 
-pytestmark = pytest.mark.quick
-
 CHAT = {"model": "best", "messages": [{"role": "user", "content": "hi"}]}
 
 

@@ -1,7 +1,6 @@
 """From OpenAI's own client over the gateway to a real engine, on sockets: all but Ray Serve between them."""
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,11 +10,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.local_process import free_ports
 from service.serving.catalogue import OneModel
 from service.serving.data_plane import create_data_plane
 from service.serving.engines.transformers import TransformersEngine
@@ -23,29 +20,13 @@ from service.settings import Settings
 from simpo.config import TokenPolicy
 from tests.fakes import FakeDeployer, FakeJobs
 from tests.service.conftest import make_plane
+from tests.service.served import in_thread
 from tests.service.test_deployments import deploy, succeeded
 from tests.serving.tiny import tiny_model, tiny_tokenizer
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 LONG = 30_000  # tokens: minutes, if nobody stopped it
 FOREVER: Any = {"logit_bias": {"257": -100}, "max_tokens": LONG}  # the end token never comes
-
-
-@contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
-    """The application on a port of loopback."""
-    (port,) = free_ports(1)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 class Wire:
@@ -75,13 +56,13 @@ def wire(settings: Settings) -> Iterator[Wire]:
     serve.mount("/d/best", create_data_plane(OneModel(engine, name="best", revision=1, created=1)))
     with ExitStack() as stack:
         stack.callback(engine.close)
-        origin = stack.enter_context(serving(serve))
+        origin = stack.enter_context(in_thread(serve))
         with contextmanager(make_plane)(settings) as plane:
             deploy(plane, succeeded(plane))
             plane.turn()
             key = plane.key
         api = create_app(replace(settings, serve_url=origin), jobs=FakeJobs(), deployer=FakeDeployer())
-        yield Wire(stack.enter_context(serving(api)), key, engine)
+        yield Wire(stack.enter_context(in_thread(api)), key, engine)
 
 
 def test_openais_clients_ask_everything_over_the_gateway(wire: Wire) -> None:

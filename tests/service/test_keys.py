@@ -3,15 +3,12 @@
 from datetime import timedelta
 from typing import Any
 
-import pytest
 from sqlalchemy import select, text
 
 from service.auth import create_key
 from service.clock import rfc3339
 from service.models import ApiKey
 from tests.service.conftest import Plane
-
-pytestmark = pytest.mark.quick
 
 
 def as_(plane: Plane, key: str) -> dict[str, str]:

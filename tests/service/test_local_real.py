@@ -1,5 +1,6 @@
 """The embedded stack for real: up, up again, its API killed and mended, down; nothing left, no secret readable."""
 
+import json
 import os
 import signal
 import stat
@@ -50,6 +51,7 @@ def test_a_stack_lives_and_ends_as_one(tmp_path: Path) -> None:
         assert (second.ray, second.id) == (first.ray, first.id)
         assert second.api is not None and second.api != first.api
         assert call(started.url, started.key) == 200
+        assert metrics_targets(home), "Prometheus finds Ray's nodes"
     finally:
         stopped = stack.down()
     assert stopped
@@ -81,6 +83,15 @@ def state_of(home: Path) -> StackState:
 
 def call(url: str, key: str) -> int:
     return httpx.get(f"{url}/v1/sweeps", headers={"Authorization": f"Bearer {key}"}, trust_env=False).status_code
+
+
+def metrics_targets(home: Path) -> list[str]:
+    """Addresses in Ray's file for Prometheus, which it writes when it gets to it."""
+    deadline = time.monotonic() + 60
+    while not (file := home / "prometheus-targets.json").exists():
+        assert file.is_symlink() and time.monotonic() < deadline
+        time.sleep(0.1)
+    return [target for each in json.loads(file.read_text()) for target in each["targets"]]
 
 
 def wait_until_gone(pid: int) -> None:

@@ -151,8 +151,13 @@ def test_a_serve_that_forgot_a_model_on_the_way_is_no_longer_ready(plane: Plane)
     assert plane.client.get(where).json()["state"] == "READY", "silence says nothing about it"
     plane.deployer.silent = False
     plane.deployer.become(deployment["id"], "FAILED", "no memory")
+    plane.deployer.ready = True
     plane.turn(40)
-    assert plane.client.get(where).json()["state"] == "FAILED"
+    back = plane.client.get(where).json()
+    assert (back["state"], back["reason"], back["model_version"]) == ("READY", "ROLLED_BACK", 1), "it answers on"
+    assert "revision 2 cannot be loaded: no memory" in back["message"]
+    assert plane.deployer.declared[deployment["id"]].revision == 1, "and is not sent after the alias again"
+    plane.deployer.ready = False
     plane.deployer.states.clear()  # its cluster was restarted
     plane.turn(7)
     assert plane.client.get(where).json()["state"] == "PENDING"
@@ -229,6 +234,10 @@ def test_only_the_promotion_in_production_can_be_rolled_back(plane: Plane) -> No
         ({"model": "A b"}, "/model", "pattern"),
         ({}, "/sweep", "either a sweep"),
         ({"sweep": "swp_x", "version": 1}, "/sweep", "either a sweep"),
+        ({"sweep": "swp_x", "comparison": "cmp_x"}, "/sweep", "or a comparison"),
+        ({"sweep": "swp_x", "method": "dpo"}, "/method", "is for a comparison"),
+        ({"comparison": "cmp_x", "checkpoint": "base"}, "/checkpoint", "is for a sweep"),
+        ({"comparison": "cmp_x"}, "/comparison", "there is no comparison"),
         ({"version": 1, "checkpoint": "winner"}, "/checkpoint", "is for a sweep"),
         ({"sweep": "swp_x"}, "/sweep", "no sweep"),
         ({"sweep": "{won}", "checkpoint": "trl_9"}, "/checkpoint", "none of"),

@@ -153,9 +153,60 @@ def test_a_larger_budget_is_a_larger_promise(roomy: Plane) -> None:
     assert _quotas(roomy)["promised_hours"] == pytest.approx(4, abs=0.01)
 
 
+def test_an_extension_beyond_the_quota_is_refused_by_name(roomy: Plane) -> None:
+    _set(roomy, accelerator_hours=10)
+    sweep_id = roomy.post("a", budget={"accelerator_hours": 4})["id"]
+    roomy.post("b", budget={"accelerator_hours": 3})
+    roomy.turn()
+
+    def extend(hours: float) -> Any:
+        return roomy.client.post(f"/v1/sweeps/{sweep_id}/extend", json={"accelerator_hours": hours})
+
+    never = extend(10.5)
+    assert (never.status_code, never.json()["errors"][0]["pointer"]) == (422, "/accelerator_hours")
+    assert "its project may use 10 a month (quota accelerator_hours)" in never.json()["detail"]
+    now = extend(8)
+    assert (now.status_code, now.json()["code"]) == (409, "quota_exceeded"), now.text
+    assert "more than its project has left (quota accelerator_hours: 10 a month)" in now.json()["detail"]
+    assert roomy.client.get(f"/v1/sweeps/{sweep_id}/edits").json()["data"] == []
+    assert extend(7).status_code == 202, "its own four hours are not counted twice"
+    waits = roomy.post("c", budget={"accelerator_hours": 9})["id"]
+    fits = roomy.client.post(f"/v1/sweeps/{waits}/extend", json={"accelerator_hours": 10})
+    assert fits.status_code == 202, "what waits can wait for its hours too"
+
+
+def test_what_has_no_budget_ends_when_its_project_has_no_hours_left(roomy: Plane) -> None:
+    sweep_id, driver = started(roomy)
+    promised = roomy.post("promised", budget={"accelerator_hours": 2})["id"]
+    run = roomy.post("run", "runs")["id"]
+    roomy.turn()
+    finals = roomy.drive(run).start()
+    finals.attempt.append("job.phase", "finals", {"phase": "finals", "progress": 0.0})
+    _set(roomy, accelerator_hours=2)
+    roomy.turn()
+    assert roomy.sweep(sweep_id)["state"] == "RUNNING"
+    with roomy.store.write() as session:
+        session.add(Usage(sweep_id=sweep_id, month="2026-09", seconds=7200.0))
+    driver.beat()
+    roomy.turn(3)
+    ended = roomy.sweep(sweep_id)
+    assert (ended["state"], ended["reason"], ended["error"]["code"]) == ("CANCELLED", "QUOTA", "quota_spent")
+    assert "are spent (quota accelerator_hours: 2 a month)" in ended["message"]
+    assert "ask an operator" in ended["message"]
+    assert roomy.events(sweep_id)[-3:] == ["job.cancel_requested", "job.cancelling", "job.cancelled"]
+    assert roomy.sweep(promised)["state"] == "PENDING", "what was promised goes on"
+    assert roomy.sweep(run)["state"] == "RUNNING", "nothing is saved by ending what trains no more"
+
+
 def test_quotas_are_shown_set_and_noted(roomy: Plane) -> None:
     told = _quotas(roomy)
-    assert told["limits"] == {**ALIKE, "concurrent_trials": 4} and told["said"] == {**ALIKE, "period": None}
+    assert told["limits"] == {**ALIKE, "concurrent_trials": 4} and told["said"] == {
+        **ALIKE,
+        "period": None,
+        "requests_per_minute": None,
+        "tokens_per_minute": None,
+        "tokens_per_day": None,
+    }
     roomy.post("a")
     roomy.turn()
     told = _set(roomy, concurrent_sweeps=3, concurrent_trials="unlimited", accelerator_hours=1.5, period="total")

@@ -1,6 +1,7 @@
 """RayServiceDeployer: the contract on a double of the API server with KubeRay, and everything that goes wrong there."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 import yaml
 
 from service.kube import KubeApi
-from service.serving.deployer import Deployer, DeployerError, DesiredDeployment, Replicas
+from service.serving.declared import DesiredDeployment, Replicas
+from service.serving.deployer import Deployer, DeployerError
 from service.serving.rayservice import APPLIED, RayServiceDeployer
 from tests.service.kube_double import NAMESPACE, TOKEN, KubeDouble
 from tests.service.kuberay_double import KubeRayDouble
@@ -117,6 +119,17 @@ class TestRayServiceDeployer(DeployerContract):
         assert self.ray.answers(NAME, f"/d/{name}") is not None
 
 
+@pytest.mark.parametrize(
+    "other", [{"model_path": "s3://bucket/simpo/sweeps/swp_1/attempts/1/trials/trl_0001/final"}, {"engine": "vllm"}]
+)
+def test_whatever_we_declare_is_known_as_ours(tmp_path: Path, other: dict[str, str]) -> None:
+    with KubeDouble() as kube:
+        stage = Stage(kube, tmp_path, replicas=Replicas(vllm_python="/opt/vllm/bin/python", cache_dir="/cache"))
+        stage.deployer.apply([replace(WINNER, **other)])
+        stage.pass_time()
+        assert stage.states() == {WINNER.id: ("READY", WINNER.revision)}
+
+
 def test_one_field_and_one_annotation_are_ours(stage: Stage) -> None:
     stage.deployer.apply([WINNER])
     config = yaml.safe_load(stage.thing()["spec"]["serveConfigV2"])
@@ -133,6 +146,18 @@ def test_one_field_and_one_annotation_are_ours(stage: Stage) -> None:
     assert stage.verbs() == ["get", "patch"]
     stage.deployer.apply([WINNER])
     assert stage.verbs() == ["get"], "the same wish again is not put again"
+
+
+def test_what_may_sleep_is_declared_so_and_answers_on(stage: Stage) -> None:
+    stage.deployer.apply([WINNER])
+    stage.pass_time()
+    assert stage.states() == {"dep_1": ("READY", 1)}
+    drowsy = replace(WINNER, idle_s=60)
+    stage.deployer.apply([drowsy])
+    config = yaml.safe_load(stage.thing()["spec"]["serveConfigV2"])
+    assert config["applications"] == [Replicas().application(drowsy)]
+    assert config["applications"][0]["deployments"][0]["autoscaling_config"]["min_replicas"] == 0
+    assert stage.states() == {"dep_1": ("READY", 1)} and stage.deployer.observe()["dep_1"].idle_s == 60
 
 
 def test_an_observed_generation_is_not_believed_at_once(stage: Stage) -> None:

@@ -121,10 +121,14 @@ def test_while_ray_is_silent_the_sweep_waits_and_says_so(plane: Plane) -> None:
     plane.turn(40)
     shown = plane.sweep(sweep["id"])
     assert (shown["state"], shown["reason"]) == ("PENDING", "RAY_UNREACHABLE")
+    since = shown["stale_since"]
+    plane.turn(3)
+    assert since is not None and plane.sweep(sweep["id"])["stale_since"] == since, "of the first silent look"
     assert plane.jobs.count("submit") < 10, "back-off"
     plane.jobs.silent = False
     plane.turn(31)
-    assert plane.sweep(sweep["id"])["reason"] == "STARTING"
+    shown = plane.sweep(sweep["id"])
+    assert (shown["reason"], shown["stale_since"]) == ("STARTING", None)
 
 
 def test_a_ray_that_always_refuses_ends_the_sweep(plane: Plane) -> None:
@@ -257,8 +261,24 @@ def test_a_driver_that_dies_between_result_and_last_word_has_succeeded(plane: Pl
     driver.search([0.5]).finish(last_word=False)
     plane.turn(2)
     assert plane.sweep(sweep_id)["state"] == "RUNNING"
-    plane.turn(3)
+    plane.turn(5)
     assert plane.sweep(sweep_id)["state"] == "SUCCEEDED"
+
+
+@pytest.mark.parametrize("ray_says", [None, "FAILED"])
+def test_the_last_word_of_an_orphan_is_waited_for(plane: Plane, ray_says: str | None) -> None:
+    sweep_id, name, driver = started(plane)
+    if ray_says is None:
+        del plane.jobs.jobs[name]
+    else:
+        plane.jobs.become(name, ray_says)
+    driver.search([0.5]).finish(last_word=False)
+    plane.turn(2)
+    assert plane.sweep(sweep_id)["state"] == "RUNNING"
+    driver.attempt.append("job.finished", "finished", {})
+    plane.turn()
+    assert plane.sweep(sweep_id)["state"] == "SUCCEEDED"
+    assert "job.finished" in plane.events(sweep_id)
 
 
 def test_a_result_of_another_spec_is_not_accepted(plane: Plane) -> None:

@@ -27,8 +27,6 @@ from tests.fakes import FakeClock, FakeDeployer, FakeJobs
 from tests.house import REPO
 from tests.service.conftest import Plane, make_plane
 
-pytestmark = pytest.mark.quick
-
 Json = dict[str, Any]
 ROW = b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
 
@@ -53,6 +51,18 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     ),
     "CVE-2024-27132 pages run their own script alone": (
         "tests/service/test_try_page.py::test_the_page_needs_nothing_from_elsewhere_and_its_policy_lets_nothing_in",
+    ),
+    "Heads of requests that never end, or are too large": (
+        "tests/service/test_http_head.py::test_a_head_that_never_ends_is_refused_and_kept_nowhere",
+        "tests/service/test_http_head.py::test_a_whole_head_that_is_too_large_is_a_431",
+    ),
+    "Connections that send nothing, or a head, or what nobody waits for, byte by byte": (
+        "tests/service/test_slow_heads.py::test_whoever_makes_us_wait_is_cut_off",
+        "tests/service/test_slow_heads.py::test_what_is_slow_after_its_head_is_not_cut_off",
+    ),
+    "Chat templates: size of a checkpoint's own, of what it writes, and its faults by name": (
+        "tests/simpo/test_tokenize.py::test_a_template_of_a_checkpoint_has_a_size",
+        "tests/simpo/test_tokenize.py::test_a_template_that_goes_astray_is_refused_by_name",
     ),
     "Archives, bombs and bodies that say another encoding": (
         "tests/service/test_datasets.py::test_what_is_no_data_is_refused_by_name",
@@ -235,14 +245,16 @@ def test_a_length_that_is_no_number_and_one_that_lies_are_counted(plane: Plane) 
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(plane: Plane) -> None:
-    async def ask(path: str, first: bytes) -> Any:
+    async def ask(path: str, first: bytes, then: bytes = b"") -> Any:
         sent: list[Any] = []
         waiting = [first]
 
         async def receive() -> Json:
-            if not waiting:
+            if not waiting and not then:
                 await asyncio.Event().wait()
-            return {"type": "http.request", "body": waiting.pop(), "more_body": True}
+            elif not waiting:
+                await asyncio.sleep(0.01)  # never too long for one piece
+            return {"type": "http.request", "body": waiting.pop() if waiting else then, "more_body": True}
 
         async def send(message: Any) -> None:
             sent.append(message)
@@ -254,6 +266,8 @@ def test_a_body_that_does_not_come_is_not_waited_for(plane: Plane) -> None:
         return sent[0]["status"]
 
     assert asyncio.run(ask("/v1/sweeps", b'{"name"')) == 408
+    assert asyncio.run(ask("/v1/datasets", b'{"prompt"')) == 408
+    assert asyncio.run(ask("/v1/datasets", b'{"prompt"', b" ")) == 408, "piece by piece, for as long as one likes"
 
 
 # -- who asks, and from where

@@ -13,7 +13,7 @@ from service.app import create_app
 from service.settings import Settings
 from tests.fakes import FakeDeployer, FakeJobs
 from tests.service.conftest import Plane, make_plane
-from tests.service.test_inference_wire import serving
+from tests.service.served import in_thread
 
 
 class Page(HTMLParser):
@@ -84,7 +84,7 @@ def test_where_a_gateway_routes_models_there_is_no_page(settings: Settings) -> N
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
 def test_a_browser_runs_the_script_under_the_policy(settings: Settings, tmp_path: Path) -> None:
-    with serving(create_app(settings, jobs=FakeJobs(), deployer=FakeDeployer())) as url:
+    with in_thread(create_app(settings, jobs=FakeJobs(), deployer=FakeDeployer())) as url:
         command = [
             "chromium",
             "--headless",

@@ -21,6 +21,10 @@ BODIES: Mapping[str, Json] = {
     "POST /v1/sweeps/{sweep_id}/space": {"axes": {"beta": {"type": "float", "low": 1, "high": 3}}},
     "POST /v1/sweeps/{sweep_id}/points": {"params": {"beta": 2.0, "gamma_beta_ratio": 0.5, "learning_rate": 1e-4}},
     "POST /v1/registry/models/{model}/versions": {"sweep": "swp_1", "checkpoint": "winner"},
+    "POST /v1/deployments/{deployment_id}/canary": {"sweep": "swp_1"},
+    "PATCH /v1/deployments/{deployment_id}": {"weight": 5},
+    "POST /v1/deployments/{deployment_id}/scaling": {"min_replicas": 0},
+    "POST /v1/keys/{key_id}/limits": {"requests_per_minute": 600},
     "PATCH /v1/projects/{project_id}/quotas": {},
 }
 """What a request with ids in its path must say to be more than a 422. A new one that needs a body says it here."""
@@ -113,6 +117,9 @@ def _stock(plane: Plane, mark: str) -> dict[str, str]:
         return body
 
     won = succeeded(plane, f"{mark}-won")
+    served = deploy(plane, won, f"{mark}-chat").json()["id"]
+    judged = {"completion": "chatcmpl-1", "model": f"{mark}-chat", "content": f"an answer of {mark}"}
+    talk = [{"role": "user", "content": mark}]
     hook = post("/v1/webhooks", json={"url": f"https://{mark}.example.org/", "events": ["*"], "description": mark})
     live = plane.post(f"{mark}-live")["id"]
     rows = f'{{"prompt": "{mark}", "chosen": "a", "rejected": "b"}}\n' * 8
@@ -125,6 +132,8 @@ def _stock(plane: Plane, mark: str) -> dict[str, str]:
     post(versions, json={"sweep": won, "checkpoint": "winner"})
     promotion = post("/v1/promotions", json={"model": f"{mark}-chat", "version": 1})
     compared = {"name": f"{mark}-both", "methods": ["simpo", "dpo"], "base_model": "practice", "dataset": "practice"}
+    run = plane.post(f"{mark}-run", kind="runs")["id"]
+    post(f"/v1/runs/{run}/pause")  # the first edit of both, so that one id stands for either
     with plane.store.read() as session:
         told = select(WebhookDelivery.id).where(WebhookDelivery.webhook_id == hook["id"]).limit(1)
         delivery = session.scalars(told).one()
@@ -132,10 +141,11 @@ def _stock(plane: Plane, mark: str) -> dict[str, str]:
         "sweep_id": live,
         "trial_id": "trl_0000",
         "edit": post(f"/v1/sweeps/{live}/pause")["id"],
-        "run_id": plane.post(f"{mark}-run", kind="runs")["id"],
+        "run_id": run,
         "evaluation_id": post("/v1/evaluations", json={"name": f"{mark}-eval", "sweep": won})["id"],
         "comparison_id": post("/v1/comparisons", json=compared)["id"],
-        "deployment_id": deploy(plane, won, f"{mark}-chat").json()["id"],
+        "deployment_id": served,
+        "feedback_id": post("/v1/feedback", json={"messages": talk, "answer": judged, "rating": "up"})["id"],
         "dataset_id": data["id"],
         "file": file,
         "job_id": tuned["id"],

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.serving.deployer import Deployer, DesiredDeployment, ObservedDeployment
+from service.serving.declared import DesiredDeployment
+from service.serving.deployer import Deployer, ObservedDeployment
 from simpo.errors import ConfigError
 
 Seen = dict[str, ObservedDeployment]

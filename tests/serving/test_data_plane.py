@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from service.serving.catalogue import OneModel
 from service.serving.data_plane import create_data_plane
-from service.serving.engines.base import EngineBusy, EngineError, Piece, Sampling, Turn
+from service.serving.engines.base import EngineBusy, EngineError, Occupancy, Piece, Sampling, SchemaRefused, Turn
 from service.serving.openai_strict import MAX_BODY_BYTES
 from simpo.errors import DataError
 
@@ -47,6 +47,10 @@ class ScriptedEngine:
     def encode_text(self, text: str) -> list[int]:
         return [2] * len(text)
 
+    def check_schema(self, schema: str) -> None:
+        if "pattern" in schema:
+            raise SchemaRefused("it knows no patterns; leave them out")
+
     def admit(self, num_requests: int) -> None:
         if num_requests > self.room:
             raise EngineBusy("too many wait", 3)
@@ -65,6 +69,9 @@ class ScriptedEngine:
     def warm_up(self) -> None: ...
 
     def check_health(self) -> None: ...
+
+    def occupancy(self) -> Occupancy:
+        return Occupancy(running=0, waiting=0, reused_tokens=0)
 
     def close(self) -> None: ...
 
@@ -105,6 +112,24 @@ def test_official_client_chats() -> None:
     assert (answer.model, answer.object, answer.system_fingerprint) == ("winner", "chat.completion", "rev-3")
     asked = Sampling(max_new_tokens=9, temperature=0.3, top_p=0.9, seed=5, stop=("X",))
     assert engine.asked == [([1] * 5, asked)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_json_schema_reaches_the_engine_or_is_refused_with_its_words(stream: bool) -> None:
+    engine = ScriptedEngine()
+
+    def ask(schema: dict[str, Any]) -> httpx.Response:
+        wish = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema}}
+        body = {"model": "winner", "messages": HELLO, "stream": stream, "response_format": wish}
+        return asyncio.run(post(data_plane(engine), "/v1/chat/completions", json=body))
+
+    assert ask({"type": "object"}).status_code == 200
+    assert engine.asked[0][1].json_schema == '{"type": "object"}'
+    refused = ask({"pattern": "a+"})
+    assert refused.status_code == 400 and len(engine.asked) == 1
+    error = refused.json()["error"]
+    assert (error["param"], error["code"]) == ("response_format", "invalid_value")
+    assert error["message"] == "response_format: it knows no patterns; leave them out"
 
 
 def test_official_client_streams_a_chat_with_usage() -> None:
@@ -186,11 +211,11 @@ def test_refusals_have_openais_shape(body: dict[str, Any], status: int, param: s
 def test_the_official_client_shows_the_message() -> None:
     async def talk() -> None:
         async with official(data_plane(ScriptedEngine())) as client:
-            await client.chat.completions.create(model="winner", messages=HELLO, user="ann")
+            await client.chat.completions.create(model="winner", messages=HELLO, store=True)
 
-    with pytest.raises(openai.BadRequestError, match="user is not supported by this server") as caught:
+    with pytest.raises(openai.BadRequestError, match="store is not supported by this server") as caught:
         asyncio.run(talk())
-    assert (caught.value.param, caught.value.code) == ("user", "unsupported_parameter")
+    assert (caught.value.param, caught.value.code) == ("store", "unsupported_parameter")
 
 
 @pytest.mark.parametrize("prompt", [[100], [-1], [3, 2**40]])

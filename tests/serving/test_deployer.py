@@ -3,21 +3,21 @@
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from service.serving.declared import DesiredDeployment, Replicas, route_prefix
 from service.serving.deployer import (
     APPLICATIONS_PATH,
     DeployerError,
-    DesiredDeployment,
     ObservedDeployment,
     ServeDeployer,
     State,
     listen_address,
-    route_prefix,
 )
 from simpo.errors import ConfigError
 from tests.fakes import FakeDeployer
@@ -68,7 +68,8 @@ def deployer_on(handler: Callable[[httpx.Request], httpx.Response], **options: A
 
 def test_the_put_declares_everything_serve_must_know() -> None:
     serve = ScriptedServe()
-    deployer_on(serve, http_port=8123, num_cpus=0.25, max_ongoing_requests=4, max_queued_requests=9).apply([WINNER])
+    replicas = Replicas(num_cpus=0.25, max_ongoing_requests=4, max_queued_requests=9)
+    deployer_on(serve, http_port=8123, replicas=replicas).apply([WINNER])
     put = serve.requests[-1]
     assert put.headers["Authorization"] == "Bearer secret"
     assert json.loads(put.content) == {
@@ -108,7 +109,7 @@ def adapter(number: int, revision: int = 1, project: str | None = None) -> Desir
 
 def test_adapters_of_one_base_share_one_application() -> None:
     serve = ScriptedServe()
-    deployer = deployer_on(serve, max_adapters=3)
+    deployer = deployer_on(serve, replicas=Replicas(max_adapters=3))
     deployer.apply([WINNER, adapter(2), adapter(3), adapter(4, project="prj_x")])
     own, shared, other = serve.applications.values()
     assert own["name"] == "dep_1"
@@ -129,6 +130,69 @@ def test_adapters_of_one_base_share_one_application() -> None:
     assert serve.methods.count("PUT") == 1
 
 
+SLEEPS = {
+    "min_replicas": 0,
+    "initial_replicas": 1,
+    "max_replicas": 1,
+    "upscale_delay_s": 0,
+    "downscale_delay_s": 60,
+    "downscale_to_zero_delay_s": 60,
+    "look_back_period_s": 12,
+}
+
+
+def test_what_may_sleep_has_serves_autoscaler_and_is_told_whether_it_does() -> None:
+    serve = ScriptedServe()
+    deployer, drowsy = deployer_on(serve), replace(WINNER, idle_s=60)
+    deployer.apply([drowsy])
+    (part,) = serve.applications["dep_1"]["deployments"]
+    assert part["autoscaling_config"] == SLEEPS and "num_replicas" not in part
+    words = []
+    for states in ([], ["STARTING"], ["RUNNING"], ["STOPPING"], ["STOPPING", "PENDING_ALLOCATION"]):
+        serve.parts = {"Model": {"replicas": [{"state": state} for state in states], "message": ""}}
+        shown = deployer.observe()["dep_1"]
+        assert (shown.state, shown.revision, shown.idle_s) == ("READY", 3, 60)
+        words.append(shown.rest)
+    assert words == ["ASLEEP", "WAKING", "", "ASLEEP", "WAKING"]
+    serve.status, serve.parts = "DEPLOYING", {"Model": {"replicas": [], "message": ""}}
+    assert deployer.observe()["dep_1"].state == "READY", "a change of another application concerns no sleeper"
+    deployer.apply([drowsy])
+    assert serve.methods.count("PUT") == 1
+    deployer.apply([WINNER])
+    assert serve.applications["dep_1"]["deployments"][0]["num_replicas"] == 1
+    assert deployer.observe()["dep_1"].idle_s is None
+
+
+def test_a_base_sleeps_when_all_its_adapters_may() -> None:
+    serve = ScriptedServe()
+    deployer = deployer_on(serve)
+    short, long = replace(adapter(2), idle_s=30), replace(adapter(3), idle_s=60)
+
+    def part() -> dict[str, Any]:
+        (shared,) = serve.applications.values()
+        found: dict[str, Any] = shared["deployments"][0]
+        return found
+
+    deployer.apply([short, adapter(3)])
+    assert part()["num_replicas"] == 1
+    assert {id: shown.idle_s for id, shown in deployer.observe().items()} == {"dep_2": 30, "dep_3": None}
+    deployer.apply([short, long])
+    assert part()["autoscaling_config"] == SLEEPS
+    assert part()["user_config"]["models"]["a2"] == {"id": "dep_2", "path": "/store/a2", "revision": 1, "idle_s": 30}
+    assert {(shown.state, shown.rest) for shown in deployer.observe().values()} == {("READY", "ASLEEP")}
+
+
+def test_an_engine_has_replicas_of_its_own_and_its_python() -> None:
+    serve = ScriptedServe()
+    deployer = deployer_on(serve, replicas=Replicas(vllm_python="/opt/vllm/bin/python"))
+    plain, fast = adapter(2), replace(adapter(3), engine="vllm")
+    deployer.apply([replace(WINNER, engine="vllm"), plain, fast])
+    args = {app["route_prefix"]: app["args"] for app in serve.applications.values()}
+    wanted = {"engine": "vllm", "vllm_python": "/opt/vllm/bin/python"}
+    assert wanted.items() <= args[WINNER.route_prefix].items() and wanted.items() <= args[fast.route_prefix].items()
+    assert plain.route_prefix != fast.route_prefix and "engine" not in args[plain.route_prefix]
+
+
 def test_who_shares_a_base_answers_on_while_another_comes() -> None:
     serve = ScriptedServe()
     deployer = deployer_on(serve)
@@ -143,6 +207,30 @@ def test_who_shares_a_base_answers_on_while_another_comes() -> None:
     serve.status, serve.parts = "DEPLOY_FAILED", {"Model": {"replicas": [], "message": "Traceback\nOSError: no base"}}
     failed = ObservedDeployment(state="FAILED", message="OSError: no base", revision=2)
     assert deployer.observe()["dep_3"] == failed
+
+
+def test_what_has_not_changed_answers_on_while_serve_shows_all_as_deploying() -> None:
+    serve = ScriptedServe()
+    deployer = deployer_on(serve)
+    serve.parts = {"Model": {"replicas": [{"state": "RUNNING"}]}}
+    deployer.apply([WINNER])
+    assert deployer.observe()["dep_1"].state == "READY"
+    serve.status = "DEPLOYING"
+    deployer.apply([WINNER, replace(WINNER, id="dep_2", name="next")])
+    assert {id: seen.state for id, seen in deployer.observe().items()} == {"dep_1": "READY", "dep_2": "PENDING"}
+    deployer.apply([replace(WINNER, revision=4)])
+    assert deployer.observe()["dep_1"].state == "PENDING", "the replica that runs is the old one's"
+    deployer.apply([WINNER])
+    serve.parts = {}
+    assert deployer.observe()["dep_1"].state == "READY", (
+        "back to what runs: Serve builds it, and lists nothing meanwhile"
+    )
+    serve.parts = {"Model": {"replicas": [{"state": "STARTING"}]}}
+    assert deployer.observe()["dep_1"].state == "PENDING", "nobody answers"
+    serve.applications, serve.parts = {}, {}
+    assert deployer.observe() == {}, "its cluster was restarted"
+    deployer.apply([WINNER])
+    assert deployer.observe()["dep_1"].state == "PENDING"
 
 
 def test_an_unchanged_wish_is_not_put_again() -> None:

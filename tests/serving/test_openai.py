@@ -17,10 +17,18 @@ pytestmark = pytest.mark.quick
 HELLO = [{"role": "user", "content": "hello"}]
 HONOURED = {
     *("model", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "max_tokens", "n", "logprobs"),
-    *("presence_penalty", "frequency_penalty", "logit_bias"),
+    *("presence_penalty", "frequency_penalty", "logit_bias", "user"),
 }
 CHAT_HONOURED = HONOURED | {"messages", "max_completion_tokens", "top_logprobs", "response_format"}
 COMPLETION_HONOURED = HONOURED | {"prompt", "echo", "best_of"}
+
+
+SCHEMA = {"name": "verdict", "schema": {"type": "object", "properties": {"good": {"type": "boolean"}}}}
+
+
+def schema(**fields: Any) -> dict[str, Any]:
+    """A response_format that differs from a good one in these fields."""
+    return {"response_format": {"type": "json_schema", "json_schema": SCHEMA | fields}}
 
 
 def chat(**fields: Any) -> ChatRequest:
@@ -67,6 +75,14 @@ def test_values_that_ask_for_nothing_are_taken(neutral: dict[str, Any]) -> None:
     assert chat(**neutral) == chat()
 
 
+@pytest.mark.parametrize("more", [{}, {"strict": True, "description": "what you think"}, {"strict": None}])
+def test_a_json_schema_is_taken_for_the_engine_to_judge(more: dict[str, Any]) -> None:
+    request = chat(**schema(**more))
+    sampling = request.sampling(1, 64, 64)
+    assert sampling.json_schema == request.json_schema == json.dumps(SCHEMA["schema"])
+    assert not sampling.json_object and chat(response_format={"type": "text"}).json_schema is None
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
@@ -80,7 +96,13 @@ def test_values_that_ask_for_nothing_are_taken(neutral: dict[str, Any]) -> None:
         ({"presence_penalty": -2.5}, "presence_penalty", "invalid_value"),
         ({"logit_bias": {"one": 1}}, "logit_bias.one", "invalid_value"),
         ({"logit_bias": {"1": 101}}, "logit_bias", "invalid_value"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "invalid_value"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "invalid_value"),
+        ({"response_format": {"type": "json_object", "json_schema": SCHEMA}}, "response_format", "invalid_value"),
+        (schema(schema=None), "response_format.json_schema.schema", "invalid_value"),
+        (schema(name="a b"), "response_format.json_schema.name", "invalid_value"),
+        (schema(strict="yes"), "response_format.json_schema.strict", "invalid_value"),
+        (schema(schema={"title": "x" * 2**16}), "response_format.json_schema.schema", "invalid_value"),
+        (schema(examples=[]), "response_format.json_schema.examples", "unknown_parameter"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
         ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema", "unknown_parameter"),
         ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter"),

@@ -1,66 +1,45 @@
 """The data plane for real: a private Ray head, Serve's REST API, a tiny checkpoint, OpenAI's official client."""
 
-import secrets
+import json
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
-from service.local_process import kill_all, members
 from service.local_ray import RayHead
-from service.serving.deployer import Deployer, DesiredDeployment, ObservedDeployment, ServeDeployer, route_prefix
+from service.serving.declared import DesiredDeployment, route_prefix
+from service.serving.deployer import Deployer, ObservedDeployment
 from simpo.config import TokenPolicy
 from simpo.generate import generate
 from simpo.tokenize import encode_prompt, stop_token_ids
+from sweeps.store import open_store
+from sweeps.trees import push_tree
 from tests.serving.deployer_contract import DeployerContract, wait
 from tests.serving.test_adapters import PROMPTS, Adapters
-from tests.serving.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
+from tests.serving.tiny import tiny_model, tiny_tokenizer
+from tests.sweeps.s3_double import S3Double
 
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RayHead, str]]:
-    """A private Ray head and its token."""
-    head, token = RayHead.plan(secrets.token_hex(4)), secrets.token_hex(16)
-    log = tmp_path_factory.mktemp("serve") / "ray.log"
-    try:
-        head.start(token, log)
-        deadline = time.monotonic() + 90
-        while not head.answers(token):
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        yield head, token
-    finally:
-        assert kill_all(head.stack_id) == []
-        head.remove()
-    assert members(head.stack_id) == [] and not head.temp_dir.exists()
+@pytest.fixture
+def deployer(serve_deployer: Deployer) -> Deployer:
+    return serve_deployer
 
 
-@pytest.fixture(scope="module")
-def good_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "good")
+@pytest.fixture
+def good_model(good_checkpoint: Path) -> Path:
+    return good_checkpoint
 
 
-@pytest.fixture(scope="module")
-def bad_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tiny_checkpoint(tmp_path_factory.mktemp("models") / "bad")
-    (directory / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    return directory
-
-
-@pytest.fixture(scope="module")
-def deployer(head: tuple[RayHead, str]) -> Iterator[Deployer]:
-    ray, token = head
-    port = httpx.URL(ray.serve_url).port
-    assert port is not None
-    deployer = ServeDeployer(ray.dashboard_url, token, http_port=port)
-    yield deployer
-    deployer.close()
+@pytest.fixture
+def bad_model(pickled_checkpoint: Path) -> Path:
+    return pickled_checkpoint
 
 
 class TestServeDeployer(DeployerContract):
@@ -132,8 +111,70 @@ def test_adapters_of_one_base_answer_from_one_process(
         wait(deployer, both_ready)
         assert text(client, "bob") == adapters.merged_answers(2, [PROMPTS[1]], 8)[0]
         assert [model.id for model in client.models.list()] == ["ann", "bob"]
+        for model in ("ann", "bob"):
+            assert told_to_prometheus(head[0], f'model="{model}"', 'engine="transformers"') == ENGINE_TOLD
         deployer.apply([bob])
         wait(deployer, lambda seen: set(seen) == {"dep-bob"} and seen["dep-bob"].state == "READY")
+    deployer.apply([])
+    wait(deployer, lambda seen: seen == {})
+
+
+ENGINE_TOLD = {
+    "ray_simpo_engine_answers_total",
+    "ray_simpo_engine_generated_tokens_total",
+    "ray_simpo_engine_prompt_tokens_total",
+    *(f"ray_simpo_engine_{of}_token_seconds_{part}" for of in ("first", "next") for part in ("bucket", "count", "sum")),
+    "ray_simpo_engine_requests_running",
+    "ray_simpo_engine_requests_waiting",
+}
+"""Of an engine that has answered, and has not read two prompts that begin alike."""
+
+
+def told_to_prometheus(head: RayHead, *labels: str) -> set[str]:
+    """Metrics of the engine, once all of ENGINE_TOLD are there: those of one model, and those that know no model.
+
+    Asked as Prometheus does: Ray's file says where its nodes answer.
+    """
+    deadline = time.monotonic() + 120  # replicas tell their node every 10 s, on a machine that has time
+    while True:
+        found = [line for line in exported(head) if line.startswith("ray_simpo_engine_")]
+        mine = [line for line in found if 'model="' not in line or all(label in line for label in labels)]
+        assert all('application="' in line and 'replica="' in line for line in mine)
+        if (
+            told := {line.partition("{")[0] for line in mine} - {"ray_simpo_engine_reused_tokens_total"}
+        ) >= ENGINE_TOLD:
+            return told
+        assert time.monotonic() < deadline, ENGINE_TOLD - told
+        time.sleep(0.5)
+
+
+def exported(head: RayHead) -> list[str]:
+    """All lines of all targets; the file names some that no process of this head listens at."""
+    lines: list[str] = []
+    for each in json.loads(head.metrics_targets.read_text()):
+        for target in each["targets"]:
+            with suppress(httpx.TransportError):
+                lines += httpx.get(f"http://{target}/metrics", trust_env=False).text.splitlines()
+    return lines
+
+
+def test_a_checkpoint_in_a_bucket_is_fetched_and_answers(
+    head: tuple[RayHead, str], deployer: Deployer, good_checkpoint: Path, s3: S3Double
+) -> None:
+    where = f"s3://{s3.bucket()}/simpo/sweeps/swp_1"
+    push_tree(open_store(where), "attempts/1/trials/trl_0001/final", good_checkpoint)
+    kept = DesiredDeployment(id="dep-kept", name="kept", model_path=f"{where}/attempts/1/trials/trl_0001/final")
+    gone = DesiredDeployment(id="dep-gone", name="gone", model_path=f"{where}/attempts/1/trials/trl_0002/final")
+    deployer.apply([kept, gone])
+    seen = wait(deployer, lambda s: len(s) == 2 and all(each.state != "PENDING" for each in s.values()))
+    assert seen["dep-kept"] == ObservedDeployment(state="READY", revision=1)
+    assert seen["dep-gone"].state == "FAILED"
+    assert f"{gone.model_path}: the store has no such checkpoint" in seen["dep-gone"].message
+    base_url = f"{head[0].serve_url}{route_prefix('kept')}/v1"
+    with openai.OpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
+        assert client.completions.create(model="kept", prompt="x", temperature=0, max_tokens=3).usage is not None
+    copies = [path for path in (head[0].temp_dir / "t").glob("simpo-models-*/*") if path.is_dir()]
+    assert len(copies) == 1, "of what was fetched, and nothing of what was not"
     deployer.apply([])
     wait(deployer, lambda seen: seen == {})
 

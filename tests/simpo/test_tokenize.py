@@ -1,10 +1,12 @@
 """The token policy, against numbers worked by hand and against tokenizers with every awkward habit."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simpo.config import TokenPolicy
+from simpo.config import MAX_TEMPLATE, TokenPolicy
 from simpo.errors import DataError, ModelError
 from simpo.packing import TokenPair
 from simpo.records import Message, Preference, Records
@@ -145,6 +147,42 @@ def test_what_the_template_refuses_is_counted_and_said() -> None:
     assert tokenize_preferences(rows, zoo.gemma(), POLICY).dropped == {"template_refused": 1}
     with pytest.raises(DataError, match="System role not supported"):
         encode_prompt(rows[0].prompt, zoo.gemma(), POLICY)
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
+        ("{{ 'a' * 200000 }}", "makes 2000"),
+        ("{{ messages[0].content * 300000 }}", "makes 2400"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ 'a' + 1 }}", "fails"),
+        ("{{ messages.append(1) }}", "says"),
+        ("{{ ''.__class__.__mro__ }}", "says"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+    ],
+)
+def test_a_template_that_goes_astray_is_refused_by_name(written: str, words: str) -> None:
+    policy = replace(POLICY, chat_template=written)
+    with pytest.raises(ModelError, match=words):
+        encode_prompt([Message(role="user", content="question")], zoo.llama3(), policy)
+
+
+def test_a_template_of_a_checkpoint_has_a_size() -> None:
+    tokenizer = zoo.llama3()
+    tokenizer.chat_template += "{# " + "a" * MAX_TEMPLATE + " #}"
+    for template in (tokenizer.chat_template, {"default": "a", "tool_use": tokenizer.chat_template}):
+        tokenizer.chat_template = template
+        with pytest.raises(ModelError, match="65536 at most"):
+            encode_prompt("a", tokenizer, POLICY)
+
+
+def test_what_a_long_conversation_needs_is_room_enough() -> None:
+    policy = replace(
+        POLICY, max_length=100_000, chat_template="{% for m in messages %}{{ m | tojson }}{% endfor %}</s>"
+    )
+    turns = [Message(role=role, content="\x01" * 2000) for role in ("user", "assistant") * 3]
+    assert encode_prompt(turns[:-1], zoo.llama3(), policy)
 
 
 def test_responses_that_become_nothing_or_the_same_are_counted() -> None:

@@ -1,4 +1,8 @@
-"""A sweep's driver in a process of its own, which a test may kill."""
+"""A sweep's driver in a process of its own, which a test may kill.
+
+It starts a Ray of its own, unless a test is about a cluster: one that was frozen or killed may leave the tests' common
+Ray with a core less for all that follow (seen with 2.60: no actor and no group holds it).
+"""
 
 import contextlib
 import os
@@ -7,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -18,10 +22,12 @@ from sweeps.run_dir import RunDir, read_journal
 class Driver:
     """`python -m sweeps run` in a process of its own; killed by its pid at the end if it still runs."""
 
-    def __init__(self, spec: Path, run: RunDir, *more: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, spec: Path, run: RunDir | str, *more: str, environment: Mapping[str, str] | None = None) -> None:
+        """run: where to; a name where it is no directory."""
         self._environment = environment or {}
         self._temporary = tempfile.mkdtemp(prefix="dr", dir="/tmp")  # short, for Ray's sockets; a killed Ray leaves it
-        self._command = [sys.executable, "-m", "sweeps", "run", str(spec), "--out", str(run.root), "--quiet", *more]
+        out = run if isinstance(run, str) else str(run.root)
+        self._command = [sys.executable, "-m", "sweeps", "run", str(spec), "--out", out, "--quiet", *more]
 
     def __enter__(self) -> subprocess.Popen[bytes]:
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -44,6 +50,14 @@ def wait_for(run: RunDir, kind: str, count: int, timeout_s: float = 300.0) -> No
             return
         time.sleep(0.1)
     raise AssertionError(f"no {count} x {kind} within {timeout_s} s: {read_journal(run.attempt(1))[-1:]}")
+
+
+def wait_until(true: Callable[[], bool], timeout_s: float = 300.0) -> None:
+    """Until it is."""
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        time.sleep(0.5)
 
 
 def leftovers(family: Sequence[psutil.Process], timeout_s: float = 120.0) -> list[str]:

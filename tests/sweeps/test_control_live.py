@@ -50,7 +50,7 @@ def test_a_sweep_obeys_its_people_over_a_driver_that_is_killed(
     wanted = tiny_spec(tiny_base(tmp_path / "base"), scheduler="none", budget={"trials": 2, "steps": STEPS})
     spec.write_text(wanted.model_dump_json())
     run = RunDir(tmp_path / "run")
-    with Driver(spec, run, "--ray-address", ray_cluster) as driver:
+    with Driver(spec, run) as driver:
         wait_for(run, "trial.created", 2)
         paused = _control(capsys, run, "pause")
         assert (paused["state"], paused["after"]) == ("applied", 2)
@@ -95,13 +95,11 @@ def test_a_sweep_obeys_its_people_over_a_driver_that_is_killed(
     assert "has its result" in capsys.readouterr().err
 
 
-def test_a_sweep_is_cancelled_in_a_pause_and_for_good(
-    tmp_path: Path, ray_cluster: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sweep_is_cancelled_in_a_pause_and_for_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = tmp_path / "spec.json"
     spec.write_text(tiny_spec(tiny_base(tmp_path / "base"), budget={"trials": 400, "steps": 12}).model_dump_json())
     run = RunDir(tmp_path / "run")
-    with Driver(spec, run, "--ray-address", ray_cluster) as driver:
+    with Driver(spec, run) as driver:
         wait_for(run, "trial.created", 1)
         _control(capsys, run, "pause")
         assert _control(capsys, run, "cancel")["state"] == "applied"

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import tune
 
-from sweeps.engine import Relay
+from sweeps.engine import Relay, run_or_rest
 from sweeps.ray_session import Room
+from sweeps.remote import Remote
 from sweeps.run_dir import Attempt, RunDir
 from sweeps.searcher import StudySearcher
+from sweeps.store import DirectoryStore
 from sweeps.trial import Assignment, Update
 
 pytestmark = pytest.mark.quick
@@ -22,6 +25,7 @@ class Generations:
         self.attempt = attempt
         self.paused = False
         self._sizes = list(sizes)
+        self._first = True
         self._asked = self._ended = 0
 
     @property
@@ -35,13 +39,15 @@ class Generations:
             if self._ended == self._asked:
                 self._asked = self._ended = 0
                 del self._sizes[0]
+                self._first = False
                 return self.next()
             return None
         self._asked += 1
         place = str(self.attempt.path)
         name = f"t_{self._asked}"
         where = {"run_dir": place, "prepared": place, "directory": place}
-        return Assignment(trial_id=name, params={}, cutoffs={}, resume=[], deadline=None, **where)
+        peers = None if self._first else self._sizes[0]
+        return Assignment(trial_id=name, params={}, cutoffs={}, resume=[], deadline=None, peers=peers, **where)
 
     def number_of(self, trial_id: str) -> int:
         return int(trial_id.removeprefix("t_"))
@@ -105,14 +111,15 @@ class Slots:
         return "rest_until" in config and Path(config["rest_until"]).exists()
 
 
-def begin(tmp_path: Path, slots: int, *sizes: int) -> tuple[Slots, Generations, Callable[[], bool]]:
+def begin(tmp_path: Path, slots: int, *sizes: int, lends: bool = True) -> tuple[Slots, Generations, Callable[[], bool]]:
     (tmp_path / "wakes").mkdir()
-    relay = Relay(tmp_path / "wakes", Room(trials=slots, workers=1, gpus=0.0))
+    room = Room(trials=slots, workers=1, gpus=0.0, lends=lends)
+    relay = Relay(tmp_path / "wakes", room)
     tune = Slots(relay, slots)
     tune.fill()
     assert (tune.resting, relay.resting) == (slots, slots), "every process is warm before a search begins"
     books = Generations(RunDir(tmp_path / "run").claim(1), *sizes)
-    over = relay.begin(StudySearcher(books, slots))
+    over = relay.begin(StudySearcher(books, room))
     tune.fill()
     return tune, books, over
 
@@ -134,6 +141,17 @@ def test_slots_rest_at_a_barrier_and_all_go_on_behind_it(tmp_path: Path) -> None
         tune.end(name)
     tune.fill()
     assert over() and tune.resting == 3, "the processes wait for a further search"
+
+
+@pytest.mark.parametrize(("lends", "threads"), [(True, [1, 4, 2]), (False, [1, 1, 1])])
+def test_a_generation_that_leaves_slots_empty_has_their_cores(tmp_path: Path, lends: bool, threads: list[int]) -> None:
+    tune, _, _ = begin(tmp_path, 4, 5, 1, 2, lends=lends)
+    for size, wanted in zip((5, 1, 2), threads, strict=True):
+        for _ in range(size):
+            name = tune.trials[0]
+            assert tune.running[name]["threads"] == wanted
+            tune.end(name)
+            tune.fill()
 
 
 def test_one_rest_ends_at_a_time_while_there_is_nothing_to_do(tmp_path: Path) -> None:
@@ -173,3 +191,19 @@ def test_the_end_of_the_engine_ends_all_rests(tmp_path: Path) -> None:
     tune.relay.close()
     tune.fill()
     assert tune.finished and not tune.running
+
+
+def test_who_rests_on_another_node_is_woken_through_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there, store = tmp_path / "here", tmp_path / "there", DirectoryStore(tmp_path / "store")
+    wakes = here / "attempts" / "1" / "engine" / "wakes"
+    wakes.mkdir(parents=True)
+    room = Room(trials=1, workers=1, gpus=0.0, lends=False)
+    relay = Relay(wakes, room, RunDir(here, Remote(store, here)))
+    config = relay.suggest("t1")
+    assert isinstance(config, dict)
+    relay.close()
+    assert list(store.look("attempts/1/engine/wakes/").entries) == ["t1"]
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(tune, "report", told.append)
+    run_or_rest({key: str(value).replace(str(here), str(there)) for key, value in config.items()})
+    assert told == [{"resting": True}, {"done": True}]

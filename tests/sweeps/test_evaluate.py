@@ -15,7 +15,11 @@ from sweeps.evaluate import looks_of, run_evaluation
 from sweeps.evaluation_spec import EvaluationSpec, evaluation_hash, parse_evaluation
 from sweeps.gates import FIGURES
 from sweeps.run_dir import AttemptClaimed, RunDir, read_heartbeat, read_journal, read_result
+from sweeps.store import open_store
+from sweeps.trees import push_tree
+from sweeps.working_copy import open_run
 from tests.sweeps.judge_server import judge_server, parts
+from tests.sweeps.s3_double import S3Double
 from tests.sweeps.test_judged_finals import GOOD, PREFERS_LONGER
 from tests.sweeps.tiny import tiny_base, tiny_spec
 
@@ -127,6 +131,32 @@ def test_from_the_command_line(models: dict[str, str], tmp_path: Path, capsys: p
         main(["evaluate", str(tmp_path / "spec.json"), "--out", str(tmp_path / "other")])
     assert left.value.code == 2 and "gate.conditions.win_rate" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_in_a_bucket_of_what_lies_there(
+    models: dict[str, str], s3: S3Double, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, out = f"s3://{s3.bucket()}/sweeps/swp_1", f"s3://{s3.bucket()}/look"
+    push_tree(open_store(sweep), "attempts/1/prepared/base", Path(models["base"]))
+    push_tree(open_store(sweep), "attempts/1/trials/trl_0001/final", Path(models["candidate"]))
+    fetched = {"base": f"{sweep}/attempts/1/prepared/base", "candidate": f"{sweep}/attempts/1/trials/trl_0001/final"}
+    rules = {**LOOSE, "win_rate": None, "capability": None, "accuracy_gain": ">=-1"}
+    here = spec_of(models, None, champion=False, conditions=rules, prompts=20, max_prompts=20)
+    body = here.model_dump(mode="json")
+    for name in ("base", "candidate"):
+        body[name]["path"] = fetched[name]
+    body["reference"]["path"] = fetched["base"]
+    (tmp_path / "spec.json").write_text(json.dumps(body))
+    with pytest.raises(SystemExit) as left:
+        main(["evaluate", str(tmp_path / "spec.json"), "--out", out, "--copies", str(tmp_path / "copies")])
+    assert left.value.code == 0, capsys.readouterr().err
+    result = read_result(open_run(out, tmp_path / "elsewhere").attempt(1))
+    assert result is not None and result["evidence"] == run(here, tmp_path / "run")[1]["evidence"]
+    body["sweep"]["judge"] = endpoint("http://127.0.0.1:1/v1")
+    (tmp_path / "spec.json").write_text(json.dumps(body))
+    with pytest.raises(SystemExit) as left:
+        main(["evaluate", str(tmp_path / "spec.json"), "--out", f"{out}-2", "--copies", str(tmp_path / "copies")])
+    assert left.value.code == 2 and "an endpoint's answers are kept in a database file" in capsys.readouterr().err
 
 
 @pytest.mark.quick

@@ -28,6 +28,7 @@ def test_at_each_rung_the_best_third_goes_on_from_its_own_checkpoint() -> None:
     asks = asks_of(study)
     assert [ask.until for ask in asks] == [11] * 16 + [33] * 5 + [None]
     assert [ask.start for ask in asks] == [0] * 16 + [11] * 5 + [33]
+    assert [ask.peers for ask in asks] == [None] * 16 + [5] * 5 + [1]
     value = {number: outcome.value or 0.0 for number, outcome in study.outcomes.items()}
     for generation, chosen in ((range(16), range(16, 21)), (range(16, 21), range(21, 22))):
         best = sorted(generation, key=lambda number: (-value[number], number))[: len(chosen)]

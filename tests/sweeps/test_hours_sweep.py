@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ray
 def test_hours_of_an_earlier_attempt_are_spent(tmp_path: Path, ray_cluster: str) -> None:
     """The journal of the first attempt, written by hand, says that its one trial took two hours of the one allowed."""
     budget = {"trials": 4, "steps": 4, "accelerator_hours": 1.0}
-    spec = tiny_spec(tiny_base(tmp_path / "base"), scheduler="none", budget=budget)
+    spec = tiny_spec(tiny_base(tmp_path / "base"), scheduler="none", budget=budget, parallel={"trials": 1})
     run = RunDir(tmp_path / "run")
     run.write_spec(spec.model_dump(mode="json"))
     dead = run.claim(1)

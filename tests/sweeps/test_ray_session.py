@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from sweeps.effort_spec import Parallel
-from sweeps.ray_session import RayUnavailable, Room, ray_ahead, ray_session, room_in
+from sweeps.ray_session import RayUnavailable, RayUnreachable, Room, ray_ahead, ray_session, room_in
+from sweeps.run_dir import RunDir, read_journal
+from sweeps.stopping import Stop, ending_told
 from tests.house import REPO
 
 AHEAD = """
@@ -54,8 +57,18 @@ def test_trials_share_out_what_the_cluster_has(
     wanted: dict[str, float], cpus: int, gpus: float, cuda: bool, trials: int, share: float
 ) -> None:
     parallel = Parallel.model_validate({"trials": 4, **wanted})
-    room = room_in(parallel, cpus=cpus, gpus=gpus, cuda=cuda)
-    assert room == Room(trials=trials, workers=parallel.workers_per_trial, gpus=share)
+    room = room_in(parallel, cpus=cpus, gpus=gpus, cuda=cuda, machines=2)
+    assert room == Room(trials=trials, workers=parallel.workers_per_trial, gpus=share, lends=False)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "machines", "lends"),
+    [({}, 0, 1, True), ({}, 0, 2, False), ({}, 2, 1, False), ({"workers_per_trial": 2}, 0, 1, False)],
+)
+def test_slots_lend_their_cores_on_one_machine(wanted: dict[str, int], gpus: int, machines: int, lends: bool) -> None:
+    parallel = Parallel.model_validate({"trials": 4, **wanted})
+    assert room_in(parallel, cpus=8, gpus=gpus, cuda=True, machines=machines).lends is lends
 
 
 @pytest.mark.quick
@@ -70,7 +83,17 @@ def test_trials_share_out_what_the_cluster_has(
 )
 def test_what_would_wait_for_ever_is_refused(wanted: dict[str, float], gpus: float, cuda: bool, told: str) -> None:
     with pytest.raises(RayUnavailable, match=told):
-        room_in(Parallel.model_validate(wanted), cpus=8, gpus=gpus, cuda=cuda)
+        room_in(Parallel.model_validate(wanted), cpus=8, gpus=gpus, cuda=cuda, machines=1)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("error", "kind"), [(RayUnreachable, "SYSTEM_ERROR"), (RayUnavailable, "USER_ERROR")])
+def test_a_ray_that_does_not_answer_is_nobodys_mistake(error: type[RayUnavailable], kind: str, tmp_path: Path) -> None:
+    attempt = RunDir(tmp_path).claim(1)
+    with pytest.raises(error), ending_told(attempt, Stop()):
+        raise error("as it is said")
+    (told,) = read_journal(attempt)
+    assert (told["type"], told["data"]["class"]) == ("job.failed", kind), "the service tries the former again"
 
 
 def test_a_ray_started_ahead_serves_the_sessions_within_and_ends_with_the_context() -> None:

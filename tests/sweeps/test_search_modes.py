@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 
 from simpo.errors import ConfigError
+from simpo.packing import TokenPair, build_plan
 from sweeps.budget import WallClock, plan_budget
 from sweeps.generations import heirs
 from sweeps.leaderboard import leaderboard
-from sweeps.ledger import Ledger
-from sweeps.outcome import Lesson, Outcome, Replay
+from sweeps.ledger import Ended, Ledger
+from sweeps.outcome import Ask, Lesson, Outcome, Replay
 from sweeps.pareto import fronts
 from sweeps.run_dir import RunDir, read_journal
-from sweeps.search_facts import rank_correlation, rung_order, search_facts
+from sweeps.search_facts import rank_correlation, rung_order, search_facts, trained_tokens
 from sweeps.spec import parse_spec
 from sweeps.study import Study
 from sweeps.trial import Assignment, Update
@@ -151,6 +152,22 @@ def test_the_books_keep_the_checkpoints_that_heirs_may_want(tmp_path: Path) -> N
     assert facts["lineage"][-1]["number"] == ledger.study.best()
     created = [record["data"] for record in read_journal(ledger.attempt) if record["type"] == "trial.created"]
     assert created[4]["parent"].startswith("trl_000") and "parent" not in created[0]
+
+
+def test_tokens_are_counted_once_a_step(tmp_path: Path) -> None:
+    pairs = [TokenPair([1] * n, [2] * 3, [3] * 2) for n in (1, 2, 3, 4)]
+    plan = build_plan(pairs, batch_pairs=2, steps=4, token_budget=100, seed=1)
+    each = plan.step_tokens()
+    assert each.tolist() == [sum(batch.num_tokens for batch in plan.step(index)) for index in range(4)]
+    assert each.sum() == 2 * sum(len(pair.prompt) + 5 for pair in pairs)
+    ended = [
+        Ended(
+            ask=Ask(number=number, trial_id=f"trl_{number:04d}", params={}, cutoffs={}, start=start),
+            outcome=Outcome(state="PRUNED", step=step),
+        )
+        for number, (start, step) in enumerate([(0, 3), (2, 4)])
+    ]
+    assert trained_tokens(ended, plan) == each[:3].sum() + each[2:].sum()
 
 
 # -- several objectives

@@ -35,7 +35,12 @@ def test_a_population_trains_in_generations(tmp_path: Path, ray_cluster: str) ->
 
 
 def test_a_front_and_an_earlier_sweep(tmp_path: Path, ray_cluster: str) -> None:
-    several = {"objective": ["accuracy", "margin"], "scheduler": "none", "budget": {"trials": 3, "steps": 6}}
+    several = {
+        "objective": ["accuracy", "margin"],
+        "scheduler": "none",
+        "budget": {"trials": 3, "steps": 6},
+        "parallel": {"trials": 1},
+    }
     base = tiny_base(tmp_path / "base")
     for name, warm in (("swp-1", []), ("swp-2", ["swp-1"])):
         run = RunDir(tmp_path / name)

@@ -23,6 +23,7 @@ def test_finalists_meet_over_seeds_and_a_successor_trains_nothing_again(tmp_path
         scheduler="none",
         objective="margin",  # its values are all different
         budget={"trials": 3, "steps": 6},
+        parallel={"trials": 1},
         finals={"candidates": 2, "prompts": 16, "seeds": 2, "extra": ["soup", "scale"], "scales": [0.5]},
     )
     run = RunDir(tmp_path / "run")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from simpo.checkpoint import read_manifest
 from sweeps.prepare import prepare, read_inputs
@@ -79,6 +80,19 @@ def test_trials_do_not_touch_each_other(bench: Workbench, place: Path, tmp_path:
 
     first, other, again = losses("a", 1e-2), losses("b", 5e-2), losses("c", 1e-2)
     assert first == again != other
+
+
+def test_a_trial_on_more_cores_says_the_same(bench: Workbench, place: Path, tmp_path: Path) -> None:
+    """Who has the cores of empty slots must not differ from who has not."""
+    told = [list(train_trial(bench, _assignment(place, tmp_path / "one")))]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2 if before == 1 else 1)
+    try:
+        told.append(list(train_trial(bench, _assignment(place, tmp_path / "other"))))
+    finally:
+        torch.set_num_threads(before)
+    one, other = ([{**update.metrics, "seconds": 0.0} for update in updates] for updates in told)
+    assert len(one) > 12 and other == [pytest.approx(metrics, rel=1e-5, abs=1e-6) for metrics in one]
 
 
 def test_a_replicate_is_another_order_from_the_same_weights_and_leaves_the_next_trial_alone(

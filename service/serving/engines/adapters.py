@@ -94,19 +94,18 @@ Route = Callable[[Sequence[LoadedAdapter | None]], None]
 """Tells the model's layers which adapter each row of the next forward pass has."""
 
 
-class _RoutedLinear(nn.Linear):
+class _RoutedLinear(nn.Module):
     """A linear layer of the base, and what the adapters of the rows add to it."""
 
     def __init__(self, base: nn.Linear, name: str, routing: Routing) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
+        super().__init__()
+        self.base = base
         self._name = name
         self._routing = routing
 
     def forward(self, x_BTi: Tensor) -> Tensor:
         """(B, T, in) -> (B, T, out)."""
-        y_BTo = nn.functional.linear(x_BTi, self.weight, self.bias)
+        y_BTo: Tensor = self.base(x_BTi)
         for rows, adapter in self._routing.groups:
             pair = adapter.layers.get(self._name)
             if pair is None:

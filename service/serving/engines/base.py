@@ -3,9 +3,9 @@
 Light: the HTTP side (`openai.py`, `data_plane.py`) knows engines by this file alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
 
@@ -44,6 +44,8 @@ class Sampling:
     """None: no log-probabilities. Else those of the tokens taken, and of this many of the likeliest in each place."""
     json_object: bool = False
     """The answer is one JSON object."""
+    json_schema: str | None = None
+    """The answer is JSON that this schema allows, where the engine took it (`check_schema`)."""
     echo: bool = False
     """The prompt's own text comes first, with its log-probabilities where `top_logprobs` asks for them."""
 
@@ -83,8 +85,12 @@ class EngineError(RuntimeError):
     """The engine failed at a request that was in order; the cause is in the server's log."""
 
 
+class SchemaRefused(ValueError):
+    """An engine cannot hold answers to this JSON schema: the sentence says why, and what to do instead."""
+
+
 class EngineBusy(EngineError):
-    """As many requests wait as may wait. `retry_after_s`: when to ask again."""
+    """It cannot be asked now: as many requests wait as may wait. `retry_after_s`: when to ask again."""
 
     def __init__(self, reason: str, retry_after_s: int) -> None:
         super().__init__(reason, retry_after_s)
@@ -95,10 +101,22 @@ class EngineBusy(EngineError):
         return self.reason
 
 
+@dataclass(frozen=True, kw_only=True)
+class Occupancy:
+    """How full an engine is."""
+
+    running: int
+    """Answers that are being written."""
+    waiting: int
+    """Answers that wait for a place in the batch."""
+    reused_tokens: int
+    """Prompt tokens since the start that were not read again, because an earlier prompt began so."""
+
+
 class Pieces(Protocol):
     """The pieces of one answer, in order."""
 
-    def __aiter__(self) -> Self:
+    def __aiter__(self) -> AsyncIterator[Piece]:
         """Itself."""
 
     async def __anext__(self) -> Piece:
@@ -129,8 +147,16 @@ class Engine(Protocol):
     def encode_text(self, text: str) -> list[int]:
         """Prompt ids of plain text."""
 
+    def check_schema(self, schema: str) -> None:
+        """Whether answers can be held to this JSON schema; called outside the event loop.
+
+        Raises:
+            SchemaRefused: they cannot.
+            EngineError: the engine does not answer.
+        """
+
     def admit(self, num_requests: int) -> None:
-        """Whether this many more requests may come now. Raises EngineBusy."""
+        """Whether this many more requests may come now. Raises EngineBusy: too many wait, or it has ended."""
 
     def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> Pieces:
         """The answer, on its way from now on; whoever does not want it any more closes it.
@@ -144,6 +170,9 @@ class Engine(Protocol):
 
     def check_health(self) -> None:
         """Raises EngineError when no token comes out any more: neither for those who ask nor for this question."""
+
+    def occupancy(self) -> Occupancy:
+        """How full it is now; called outside the event loop. Raises EngineError: it does not say."""
 
     def close(self) -> None:
         """Stop the engine's threads; open requests end with EngineError."""

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from service.serving.engines.adapters import Route
-from service.serving.engines.base import EngineBusy, EngineError, TokenScore
+from service.serving.engines.base import EngineBusy, EngineError, Occupancy, TokenScore
+from service.serving.engines.growing import new_cache
 from service.serving.engines.prefixes import Prefixes
 from service.serving.engines.rows import Request, Row
 from service.serving.engines.sampling import scored
@@ -56,6 +57,12 @@ class Decoder:
     def num_open(self) -> int:
         """Requests that are being answered or wait."""
         return len(self._batch) + self._waiting.qsize()
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """See Engine."""
+        reused = self.prefixes.reused_tokens
+        return Occupancy(running=len(self._batch), waiting=self._waiting.qsize(), reused_tokens=reused)
 
     @property
     def prefixes(self) -> Prefixes:
@@ -121,7 +128,7 @@ class Batch:
         self._route = route
         self._note_progress = note_progress
         self._rows: list[Row] = []
-        self._cache = DynamicCache()
+        self._cache = new_cache()
         self.prefixes = Prefixes()
 
     def __len__(self) -> int:
@@ -157,14 +164,14 @@ class Batch:
         """End every row with this error."""
         for row in self._rows:
             row.give(error)
-        self._rows, self._cache = [], DynamicCache()
+        self._rows, self._cache = [], new_cache()
 
     def _prefill(self, row: Row) -> None:
         request = row.request
         sampling, adapter = request.sampling, request.voice.adapter
         owner = None if adapter is None else adapter.owner
         scoring = sampling.echo and sampling.top_logprobs is not None
-        cache, first = (DynamicCache(), 0) if scoring else self.prefixes.begin(request.prompt_ids, owner)
+        cache, first = (new_cache(), 0) if scoring else self.prefixes.begin(request.prompt_ids, owner)
         scores: list[TokenScore] = [request.voice.vocabulary.score(request.prompt_ids[0], None)] if scoring else []
         self._route([adapter])
         for start in range(first, len(request.prompt_ids), PREFILL_TOKENS):
@@ -218,7 +225,7 @@ class Batch:
             return
         self._rows = [self._rows[i] for i in rows]
         if not rows:
-            self._cache = DynamicCache()
+            self._cache = new_cache()
             return
         first = self._cache.get_seq_length() - max(row.length for row in self._rows)
         for layer in self._cache.layers:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import DynamicCache
 
+from service.serving.engines.growing import new_cache
+
 MAX_TOKENS = 4096
 """Prompt tokens that are kept in all; a prompt longer than that is not kept."""
 _LEAST = 16  # a shorter common beginning is read anew as fast as it is copied
@@ -25,7 +27,7 @@ class Prefixes:
 
     def begin(self, prompt_ids: Sequence[int], owner: object) -> tuple[DynamicCache, int]:
         """A cache for this prompt, and how many of its tokens are in it: not all, for the last one gives the logits."""
-        cache, ids = DynamicCache(), tuple(prompt_ids)
+        cache, ids = new_cache(), tuple(prompt_ids)
         best, length = None, _LEAST - 1
         for key in self._entries:
             if key[0] is owner and (common := min(_common(key[1], ids), len(ids) - 1)) > length:

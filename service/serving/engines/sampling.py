@@ -1,5 +1,6 @@
 """The choice of one answer's tokens: penalties, bias, temperature, nucleus, seed; and their log-probabilities."""
 
+import math
 from collections import Counter
 
 import torch
@@ -29,7 +30,7 @@ class Sampler:
         Nucleus sampling: Holtzman et al. 2020, arXiv:1904.09751. Penalties as OpenAI states them, over the tokens of
         the answer: logit_j - count_j * frequency_penalty - [count_j > 0] * presence_penalty.
         """
-        if not torch.isfinite(logits_V).all():
+        if not math.isfinite(logits_V.sum()):  # one pass; a NaN or an infinity among them makes the sum one
             raise EngineError("the model's output is not finite: this checkpoint has diverged; deploy another one")
         adjusted_V = self._adjusted(logits_V)
         constraint = self._constraint

@@ -14,14 +14,16 @@ from typing import Any, Self
 import torch
 
 from service.serving.engines.adapters import LoadedAdapter, Routing
-from service.serving.engines.base import EngineError, Piece, Sampling, Turn
+from service.serving.engines.base import EngineError, Occupancy, Piece, Sampling, SchemaRefused, Turn
 from service.serving.engines.batching import Decoder
+from service.serving.engines.grouped import serving_attention
+from service.serving.engines.packed import pack
 from service.serving.engines.rows import Request, Voice
 from service.serving.engines.vocabulary import Vocabulary
 from simpo.checkpoint import MANIFEST, read_manifest
 from simpo.config import TokenPolicy
 from simpo.errors import CheckpointError
-from simpo.model import load_model, load_tokenizer, plain_attention
+from simpo.model import load_model, load_tokenizer
 from simpo.policy_hash import honoured_policy
 from simpo.records import Message
 from simpo.tokenize import encode_prompt, stop_token_ids
@@ -57,7 +59,8 @@ class TransformersEngine:
             routing: what was made of the model for adapters; None: it answers alone.
         """
         self._model = model.eval()
-        self._model.set_attn_implementation(plain_attention(self._model.config))
+        self._model.set_attn_implementation(serving_attention(self._model.config))
+        pack(self._model)
         route = None if routing is None else routing.route
         self._decoder = Decoder(self._model, max_batch=max_batch, max_waiting=max_waiting, route=route)
         self._routing = routing
@@ -92,7 +95,7 @@ class TransformersEngine:
         """
         assert self._routing is not None, "a base for adapters is loaded with adapters=True"
         where = Path(directory)
-        manifest = checked_manifest(where, unread=_is_whole_weights)
+        manifest = checked_manifest(where, unread=is_whole_weights)
         adapter = self._routing.load(where, manifest)
         tokenizer = load_tokenizer(where)
         view = copy.copy(self)
@@ -114,6 +117,12 @@ class TransformersEngine:
     def encode_text(self, text: str) -> list[int]:
         return self._tokens.encode_text(text)
 
+    def check_schema(self, schema: str) -> None:
+        raise SchemaRefused(
+            "a json_schema is not supported by the engine transformers; ask for json_object and describe it, or deploy "
+            "the model with the engine vllm"
+        )
+
     def admit(self, num_requests: int) -> None:
         self._decoder.admit(num_requests)
 
@@ -128,6 +137,9 @@ class TransformersEngine:
             raise EngineError("the decoder's thread has ended")
         if self._decoder.silent_s > _FRESH_S:
             self._ask_itself(_HUNG_S)
+
+    def occupancy(self) -> Occupancy:
+        return self._decoder.occupancy
 
     def close(self) -> None:
         self._decoder.close()
@@ -232,5 +244,6 @@ def checked_manifest(directory: Path, *, unread: Callable[[str], bool] = lambda 
     return manifest
 
 
-def _is_whole_weights(name: str) -> bool:
+def is_whole_weights(name: str) -> bool:
+    """Whether a file of a checkpoint holds merged weights: of an adapter's, they need not be read."""
     return "/" not in name and name.endswith(".safetensors")

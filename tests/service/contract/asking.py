@@ -12,23 +12,20 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 
 from service.app import create_app
 from service.auth import create_key
-from service.local_process import free_ports
 from service.settings import Settings
 from service.store import Store
 from tests.house import REPO
 from tests.service.ray_double import TOKEN, RayDouble
+from tests.service.served import in_thread
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 HOOKS = "tests.service.contract.hooks"
@@ -50,10 +47,10 @@ def ask(
 
 
 @contextmanager
-def serving(directory: Path) -> Iterator[tuple[str, str]]:
-    """(address, key) of a service with everything around it."""
+def serving(directory: Path, *, trial_s: float = 0.01) -> Iterator[tuple[str, str]]:
+    """(address, key) of a service with everything around it. `trial_s`: of each of a sweep's six."""
     with RayDouble() as ray:
-        ray.trial_s = 0.01
+        ray.trial_s = trial_s
         settings = Settings(
             database_url=f"sqlite:///{directory / 'simpo.db'}",
             store=directory / "store",
@@ -67,19 +64,8 @@ def serving(directory: Path) -> Iterator[tuple[str, str]]:
         key = create_key(store, "contract")
         nowhere = httpx.MockTransport(lambda request: httpx.Response(204))  # no webhook leaves this machine
         app = create_app(settings, store=store, models=_serve(), webhooks=lambda: nowhere)
-        (port,) = free_ports(1)
-        config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            while not server.started:
-                assert thread.is_alive(), "the service did not start"
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{port}", key
-        finally:
-            server.should_exit = True
-            thread.join()
+        with in_thread(app, log_level="critical", timeout_graceful_shutdown=1) as origin:
+            yield origin, key
 
 
 def _serve() -> httpx.AsyncClient:

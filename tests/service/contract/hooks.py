@@ -16,15 +16,15 @@ for _kind in ("application/jsonl", "application/x-ndjson", "application/jsonline
     schemathesis.openapi.media_type(_kind, _FILE)
 
 FACTS = (
-    "there is no (sweep|run|dataset|trial|file|model|scope)",
+    "there is no (sweep|run|comparison|dataset|trial|file|model|scope)",
     "^(sweep: )?name either a sweep, or a",
-    "is for a sweep: |give a role, or a list of scopes|is past: give a time to come",
+    "is for a (sweep|comparison): |give a role, or a list of scopes|is past: give a time to come",
     "This Idempotency-Key was used for another request",
     "The file's|^line [0-9]+ |holds no row|is a damaged gzip file|The gzip file is damaged|There is no row in it",
     "a[rn]? (zip|parquet|zstd|xz|bzip2) ",
     "must be the id of an event",  # schemathesis does not follow the patterns of headers
-    "metadata|is not supported|is not understood here|service has no pause",
-    "points nowhere|must be like MODEL@|must look like",
+    "metadata|is not supported|is not understood here",
+    "points nowhere|must be like MODEL@|must look like|^there is no pair: ",
     "must be a plain file name|upload JSON lines",
     "of the public internet|must name a host|must use (a )?port|must begin with https|can be read in two ways",
 )
@@ -44,6 +44,7 @@ RULES = (
     "as .* it must|practice scores only|must be at least|must be https|must not (hold|have)|names an address|is no URL",
     "parallel.workers_per_trial|is not searched|give one of them|a comparison asks for the best|is never|is the rest",
     "is neither practice|must hold win_rate|here earlier sweeps are named|to raise|must be the name of an environment",
+    "is required: percent of|^send one of rating|^the last message must be the user's|^both answers are the same text",
     "is no plain path|must be the text of a Jinja template|belong into|multipl|at most|is not [a-z]+, the type",
 )
 """Rules between the fields of a spec, which JSON Schema does not speak of."""

@@ -74,9 +74,12 @@ class History:
         return call
 
     def insist(
-        self, url: str, method: str, path: str, *, key: str | None = None, body: Json | None = None, for_s: float = 60
+        self, url: str, method: str, path: str, *, key: str | None = None, body: Json | None = None, for_s: float = 1200
     ) -> Call:
-        """The same request until somebody answers it for good, as our client does."""
+        """The same request until somebody answers it for good, as our client does.
+
+        On a machine with too much to do a killed API is back after a minute and more.
+        """
         deadline = time.monotonic() + for_s
         while (call := self.ask(url, method, path, key=key, body=body)).worth_another:
             assert time.monotonic() < deadline, f"{method} {path}: {call.status} {call.answer}"

@@ -123,6 +123,7 @@ def main() -> None:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two packets: together they would wait for a late ACK
     jobs: Jobs
     token: str
     script: list[str] = []  # noqa: RUF012 (of all connections)

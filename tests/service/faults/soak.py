@@ -187,8 +187,8 @@ def main() -> None:
                 soak.over.set()
                 soak.heal()
             for client in clients:
-                client.result(120)
-        made.settle(120)
+                client.result(600)
+        made.settle(600)
         check(made, like=like, heads=soak.heads)
         print(f"seed {given.seed}: {len(made.history.calls)} requests, {len(set(made.ray.created()))} jobs, all holds")
     shutil.rmtree(home)  # of one that fails it stays, logs and all

@@ -16,7 +16,7 @@ from service.settings import Settings
 from tests.service.faults.conftest import Make
 from tests.service.faults.invariants import check
 from tests.service.faults.proxy import Manner, Proxy
-from tests.service.faults.world import World, wait
+from tests.service.faults.world import Member, World, wait
 
 PATIENCE_S = 1.0
 
@@ -32,8 +32,11 @@ def test_between_reconciler_and_ray_while_it_submits(installation: Make, undistu
         wait(lambda: world.row(sweep_id).reason == "RAY_UNREACHABLE")
         shown = world.history.ask(api.url, "GET", f"/v1/sweeps/{sweep_id}")
         assert (shown.status, shown.answer["state"]) == (200, "PENDING")
+        since = _stale_since(world, api, sweep_id)
+        assert _stale_since(world, api, sweep_id) == since, "of the first silent look"
         proxy.become("open")
-        world.until(sweep_id, "SUCCEEDED", seconds=60)
+        world.until(sweep_id, "SUCCEEDED")
+        assert world.row(sweep_id).stale_since is None
         world.settle()
         assert world.ray.created() == [submission_id(sweep_id, 1)]
         check(world, like=undisturbed)
@@ -51,13 +54,16 @@ def test_between_reconciler_and_ray_while_it_looks(installation: Make, undisturb
         world.until(other, "RUNNING")
         proxy.become(manner)
         wait(lambda: world.row(sweep_id).reason == "RAY_UNREACHABLE")
+        assert _stale_since(world, api, sweep_id) and _stale_since(world, api, other)
         assert world.cancel(api, other).status == 202
         world.release()
         world.until(sweep_id, "SUCCEEDED")  # what the driver writes is read, Ray or not
+        assert world.row(sweep_id).stale_since is None, "what is over is no guess"
         assert world.row(other).state != "CANCELLED", "not before Ray has confirmed it"
+        assert _stale_since(world, api, other)
         proxy.become("open")
         world.settle()
-        assert world.row(other).state == "CANCELLED"
+        assert (world.row(other).state, world.row(other).stale_since) == ("CANCELLED", None)
         check(world, like=undisturbed)
 
 
@@ -88,9 +94,9 @@ def test_between_api_and_database(on_postgres: Make, postgres: Path, undisturbed
             threading.Event().wait(1.0)
             begun = time.monotonic()
             assert httpx.get(f"{api.url}/healthz", trust_env=False, timeout=20).status_code == 200
-            assert time.monotonic() - begun < 5, "alive, whatever its database does"
+            assert time.monotonic() - begun < 15, "alive, whatever its database does"
             proxy.become("open")
-            ids = [future.result(timeout=80) for future in asked]
+            ids = [future.result(timeout=150) for future in asked]
         assert {call.status for call in world.history.calls} <= {0, 202, 409, 503}
         for sweep_id in ids:
             assert world.cancel(api, sweep_id).status in (202, 409)
@@ -114,6 +120,33 @@ def test_between_reconciler_and_database(on_postgres: Make, postgres: Path, undi
         proxy.become("open")  # the first one is back, and finds that it does not lead
         world.settle()
         check(world, like=undisturbed)
+
+
+def test_a_mark_goes_with_the_next_answer(installation: Make, undisturbed: Path) -> None:
+    world = installation()
+    world.hold()
+    with _ray_behind(world) as (proxy, settings):
+        world.reconciler(settings=settings, ray_timeout_s=PATIENCE_S)
+        api = world.api()
+        sweep_id = world.post_sweep(api, "one")
+        world.until(sweep_id, "RUNNING")
+        assert world.row(sweep_id).stale_since is None
+        proxy.become("refuse")
+        _stale_since(world, api, sweep_id)
+        proxy.become("open")
+        wait(lambda: world.row(sweep_id).stale_since is None, 30)
+        wait(lambda: world.row(sweep_id).reason != "RAY_UNREACHABLE", 30)
+        world.release()
+        world.settle()
+        check(world, like=undisturbed)
+
+
+def _stale_since(world: World, api: Member, sweep_id: str) -> str:
+    """What clients are shown, as soon as a look at Ray has failed."""
+    wait(lambda: world.row(sweep_id).stale_since is not None)
+    since = world.history.ask(api.url, "GET", f"/v1/sweeps/{sweep_id}").answer["stale_since"]
+    assert isinstance(since, str)
+    return since
 
 
 @contextmanager

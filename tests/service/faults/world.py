@@ -204,7 +204,7 @@ class World:
         with self.store.read() as session:
             return session.get_one(Sweep, sweep_id)
 
-    def until(self, sweep_id: str, *states: str, seconds: float = 60) -> None:
+    def until(self, sweep_id: str, *states: str, seconds: float = 120) -> None:
         """Wait for one of these states."""
         wait(lambda: self.row(sweep_id).state in states, seconds, lambda: self._states())
 
@@ -272,7 +272,8 @@ class World:
         member = Member(process=service_process.start(plan), settings=settings)
         self.members.append(member)
         if not place.startswith("stop:"):
-            wait(member.answers, 60, lambda: log.read_text())
+            # A process takes seconds to import what it needs, and many times that beside others.
+            wait(member.answers, 240, lambda: log.read_text() if log.exists() else f"no word of {role}")
             assert place != NOWHERE or member.process.exitcode is None, log.read_text()
         return member
 
@@ -317,7 +318,7 @@ def lives(pid: int) -> bool:
         return False
 
 
-def wait(what: Callable[[], bool], seconds: float = 60, told: Callable[[], Any] = lambda: "") -> None:
+def wait(what: Callable[[], bool], seconds: float = 120, told: Callable[[], Any] = lambda: "") -> None:
     """Until it holds; `told` says what is there instead."""
     deadline = time.monotonic() + seconds
     while not what():

@@ -1,9 +1,7 @@
 """The newest checkpoint is damaged between two attempts: found by its hash, named, and passed over for an older one."""
 
 import os
-import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -11,18 +9,54 @@ import pytest
 
 from sweeps.driver import run_attempt
 from sweeps.run_dir import Record, RunDir, read_journal
-from sweeps.spec import SweepSpec
 from sweeps.stopping import Stopped
 from tests.sweeps.faults.invariants import check
 
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def interrupted(spec: SweepSpec, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stopped while the trials 0 and 1 are both at step 10: each has its rungs of step 4 and 8."""
-    run = RunDir(tmp_path_factory.mktemp("interrupted"))
-    run.write_spec(spec.model_dump(mode="json"))
+def _flip_a_bit(rung: Path) -> None:
+    weights = bytearray((rung / "optimizer.safetensors").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (rung / "optimizer.safetensors").write_bytes(weights)
+
+
+def _lose_the_manifest(rung: Path) -> None:
+    (rung / "manifest.json").unlink()
+
+
+def _plant_a_pickle(rung: Path) -> None:
+    # Protocol 0 of `os.mkdir("<rung>/unpickled")`: whoever unpickles it leaves a trace.
+    (rung / "model.pt").write_bytes(f"cos\nmkdir\n(S'{rung.parent / 'unpickled'}'\ntR.".encode())
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(run: RunDir, undisturbed: Path) -> None:
+    """Trial 0 has an older rung to go on from; both of trial 1's are damaged, so it begins again."""
+    _interrupt(run)
+    trials = Path("attempts/1/trials")
+    _flip_a_bit(run.root / trials / "trl_0000/rung-000008")
+    _plant_a_pickle(run.root / trials / "trl_0001/rung-000008")
+    _lose_the_manifest(run.root / trials / "trl_0001/rung-000004")
+    run_attempt(run)
+    check(run.root, like=undisturbed)
+    records = read_journal(run.attempt(2))
+    told = [record["data"] for record in records if record["type"] == "checkpoint.damaged"]
+    assert sorted((data["path"], data["instead"]) for data in told) == [
+        ("attempts/1/trials/trl_0000/rung-000008", "attempts/1/trials/trl_0000/rung-000004"),
+        ("attempts/1/trials/trl_0001/rung-000004", None),
+        ("attempts/1/trials/trl_0001/rung-000008", None),
+    ]
+    reasons = {data["path"].removeprefix(f"{trials}/"): data["reason"] for data in told}
+    assert "optimizer.safetensors is missing or differs from its hash" in reasons["trl_0000/rung-000008"]
+    assert "does not know: model.pt" in reasons["trl_0001/rung-000008"]
+    assert "has no manifest" in reasons["trl_0001/rung-000004"]
+    starts = {r["data"]["number"]: r["data"]["step"] for r in reversed(records) if r["type"] == "trial.started"}
+    assert (starts[0], starts[1]) == (4, 0)
+    assert not list(run.root.rglob("unpickled")), "somebody has opened the pickle"
+
+
+def _interrupt(run: RunDir) -> None:
+    """Stop it while the trials 0 and 1 are both at step 10: each has its rungs of step 4 and 8."""
     pids: dict[int, int] = {}
     held: set[int] = set()
 
@@ -43,63 +77,3 @@ def interrupted(spec: SweepSpec, undisturbed: Path, tmp_path_factory: pytest.Tem
         for pid in pids.values():
             if psutil.pid_exists(pid):
                 psutil.Process(pid).resume()
-    return run.root
-
-
-def _truncate(rung: Path) -> None:
-    os.truncate(rung / "model.safetensors", (rung / "model.safetensors").stat().st_size // 2)
-
-
-def _flip_a_bit(rung: Path) -> None:
-    weights = bytearray((rung / "optimizer.safetensors").read_bytes())
-    weights[len(weights) // 2] ^= 1
-    (rung / "optimizer.safetensors").write_bytes(weights)
-
-
-def _lose_the_manifest(rung: Path) -> None:
-    (rung / "manifest.json").unlink()
-
-
-def _plant_a_pickle(rung: Path) -> None:
-    # Protocol 0 of `os.mkdir("<rung>/unpickled")`: whoever unpickles it leaves a trace.
-    (rung / "model.pt").write_bytes(f"cos\nmkdir\n(S'{rung.parent / 'unpickled'}'\ntR.".encode())
-
-
-WORDS: dict[Callable[[Path], None], str] = {
-    _truncate: "model.safetensors is missing or differs from its hash",
-    _flip_a_bit: "optimizer.safetensors is missing or differs from its hash",
-    _lose_the_manifest: "has no manifest",
-    _plant_a_pickle: "does not know: model.pt",
-}
-
-
-@pytest.mark.parametrize(
-    ("first", "second"), [(_truncate, _flip_a_bit), (_lose_the_manifest, _plant_a_pickle)], ids=["contents", "files"]
-)
-def test_a_damaged_checkpoint_is_named_and_passed_over(
-    interrupted: Path,
-    undisturbed: Path,
-    tmp_path: Path,
-    first: Callable[[Path], None],
-    second: Callable[[Path], None],
-) -> None:
-    """Trial 0 has an older rung to go on from; both of trial 1's are damaged, so it begins again."""
-    run = RunDir(shutil.copytree(interrupted, tmp_path / "run"))
-    trials = Path("attempts/1/trials")
-    first(run.root / trials / "trl_0000/rung-000008")
-    second(run.root / trials / "trl_0001/rung-000008")
-    second(run.root / trials / "trl_0001/rung-000004")
-    run_attempt(run)
-    check(run.root, like=undisturbed)
-    records = read_journal(run.attempt(2))
-    told = [record["data"] for record in records if record["type"] == "checkpoint.damaged"]
-    assert sorted((data["path"], data["instead"]) for data in told) == [
-        ("attempts/1/trials/trl_0000/rung-000008", "attempts/1/trials/trl_0000/rung-000004"),
-        ("attempts/1/trials/trl_0001/rung-000004", None),
-        ("attempts/1/trials/trl_0001/rung-000008", None),
-    ]
-    for data in told:
-        assert WORDS[first if data["number"] == 0 else second] in data["reason"]
-    starts = {r["data"]["number"]: r["data"]["step"] for r in reversed(records) if r["type"] == "trial.started"}
-    assert (starts[0], starts[1]) == (4, 0)
-    assert not list(run.root.rglob("unpickled")), "somebody has opened the pickle"

@@ -67,8 +67,8 @@ def test_a_trial_that_always_dies_fails_alone(run: RunDir, undisturbed: Path) ->
     assert result["trials"]["FAILED"] == 1
 
 
-def test_an_orphan_comes_back_and_touches_nothing(run: RunDir, undisturbed: Path, ray_cluster: str) -> None:
-    with Driver(run.spec_path, run, "--ray-address", ray_cluster) as orphan:
+def test_an_orphan_comes_back_and_touches_nothing(run: RunDir, undisturbed: Path) -> None:
+    with Driver(run.spec_path, run) as orphan:
         wait_for(run, "trial.completed", 1)
         orphan.send_signal(signal.SIGSTOP)
         written = len(read_journal(run.attempt(1)))

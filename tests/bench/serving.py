@@ -1,0 +1,164 @@
+"""Serving against its baselines, in the same run: ratios with their spread, never bare rates. Exit 1 below a bar.
+
+    python -m tests.bench.serving                      all cases, ten minutes of two idle cores
+    python -m tests.bench.serving --case engine        one of them: engine, gateway, adapters
+    python -m tests.bench.serving --write              and record the figures, with README's tables
+
+engine: our engine, transformers' continuous batching and one request at a time on one thread each. gateway: a model
+that says the same at once through Serve and our API. adapters: many prompts for eight adapters on one base.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.bench.readme import RESULTS, markdown, record, recorded, write
+from tests.bench.serving_adapters import adapters
+from tests.bench.serving_engines import ARMS, engine
+from tests.bench.serving_gateway import CONNECTIONS, WAYS, gateway
+
+Figures = Mapping[str, Any]
+
+FASTER_AT_8 = 2.0
+"""Least tokens a CPU-second at 8 clients, ours over transformers' continuous batching."""
+REQUESTS_PER_S = 2400.0
+"""Least through Serve in HAProxy mode, at 16 connections."""
+MORE_MS = 1.0
+"""Most that HAProxy mode may add to the p50 of uvicorn alone, and our API to that of HAProxy mode, one at a time."""
+ADAPTERS_FASTER = 2.0
+"""Least ratio of 8 engine starts over one engine with 8 adapters."""
+
+CASES: Mapping[str, Callable[[Path, int], dict[str, Any]]] = {
+    "engine": lambda home, repeats: engine(home, repeats=repeats),
+    "gateway": lambda home, repeats: gateway(home, repeats=repeats),
+    "adapters": lambda home, repeats: adapters(home, repeats=max(1, repeats // 3)),
+}
+"""By the name at the command line."""
+
+
+def main() -> int:
+    """Measure, print, and say which bars were missed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.serving", description=__doc__)
+    parser.add_argument("--case", choices=CASES, action="append", help="only this one; again for several")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of every arm, in turn")
+    parser.add_argument("--write", action="store_true", help="record the figures and put their tables into README.md")
+    args = parser.parse_args()
+    results: dict[str, Any] = {}
+    for case in [name for name in CASES if args.case is None or name in args.case]:
+        began, load = time.monotonic(), os.getloadavg()[0]
+        with tempfile.TemporaryDirectory(prefix="serving-") as home:
+            figures = CASES[case](Path(home), args.repeats)
+        around = {"day": datetime.now(UTC).date().isoformat(), "load_before": round(load, 1)}
+        results[case] = {**figures, **around}
+        print(f"{case} in {time.monotonic() - began:.0f} s (load {load:.0f}): {json.dumps(figures)}", file=sys.stderr)
+        print(TABLES[case](results[case]))
+    missed = missed_bars(results)
+    for line in missed:
+        print(f"below the bar: {line}")
+    if args.write:
+        kept = recorded("serving") if (RESULTS / "serving.json").exists() else {}
+        record("serving", {**kept, **results})
+        for case, figures in results.items():
+            write(f"serving-{case}", TABLES[case](figures))
+    return 1 if missed else 0
+
+
+def missed_bars(results: Mapping[str, Figures]) -> list[str]:
+    """One line for each bar that was missed, among the cases that ran."""
+    missed = []
+    if (figures := results.get("engine")) is not None:
+        ratio = figures["clients"]["8"]["batching"]["ours_cpu"][0]
+        if ratio < FASTER_AT_8:
+            missed.append(f"engine: {ratio:.2f}x transformers' continuous batching at 8 clients, bar {FASTER_AT_8}x")
+    if (figures := results.get("gateway")) is not None:
+        ways = figures["ways"]
+        rate = ways["haproxy"]["16"]["requests_per_s"][0]
+        if rate < REQUESTS_PER_S:
+            missed.append(f"gateway: {rate:,.0f} req/s in HAProxy mode, bar {REQUESTS_PER_S:,.0f}")
+        for way, below in (("haproxy", "plain"), ("gateway", "haproxy")):
+            more = ways[way]["1"]["p50_ms"] - ways[below]["1"]["p50_ms"]
+            if more > MORE_MS:
+                missed.append(f"gateway: {WAYS[way]} adds {more:.2f} ms to the p50, bar {MORE_MS} ms")
+    if (figures := results.get("adapters")) is not None and figures["ratio"][0] < ADAPTERS_FASTER:
+        missed.append(f"adapters: {figures['ratio'][0]:.2f}x eight engine starts, bar {ADAPTERS_FASTER}x")
+    return missed
+
+
+def engine_table(figures: Figures) -> str:
+    """A row for each number of clients and engine."""
+    rows = []
+    for clients, of_arms in sorted(figures["clients"].items(), key=lambda item: int(item[0])):
+        for name in [name for name in ARMS if name in of_arms]:
+            row = of_arms[name]
+            rows.append(
+                [
+                    f"{clients}",
+                    ARMS[name],
+                    f"{row['tokens_per_s']:.0f}",
+                    f"{row['tokens_per_cpu_s']:.0f}",
+                    "" if name == "ours" else _spread(row["ours_cpu"]),
+                    _pair(row["first_ms"]),
+                    _pair(row["gap_ms"]),
+                    f"{row['rss_mb']:.0f}",
+                ]
+            )
+    header = ["clients", "engine", "tok/s", "tok/CPU-s", "ours is", "first token, ms", "between tokens, ms", "RSS, MB"]
+    return markdown(header, rows)
+
+
+def gateway_table(figures: Figures) -> str:
+    """A row for each way, a column for each number of connections."""
+    rows = []
+    for way, title in WAYS.items():
+        cells = []
+        for connections in CONNECTIONS:
+            row = figures["ways"][way][str(connections)]
+            median, least, most = row["requests_per_s"]
+            times = f"p50 {row['p50_ms']:.2f}, p95 {row['p95_ms']:.1f} ms"
+            failed = f", {row['failed']} failed" if row["failed"] else ""
+            cells.append(f"{median:,.0f} [{least:,.0f}, {most:,.0f}] req/s, {times}{failed}")
+        rows.append([title, *cells])
+    return markdown(["way to an answer that costs nothing", *(f"{c} at a time" for c in CONNECTIONS)], rows)
+
+
+def adapters_table(figures: Figures) -> str:
+    """Both ways, and how much longer the second takes."""
+
+    def seconds(name: str) -> str:
+        whole, answering = _median(figures[f"{name}_s"]), _median(figures[f"{name}_answering_s"])
+        return f"{whole:.0f} s, {answering:.0f} of them answering"
+
+    what = f"{figures['prompts']} prompts for each of {figures['adapters']} adapters, {figures['answer_tokens']} tokens"
+    row = [what, seconds("one_engine"), seconds("engines"), _spread(figures["ratio"]), f"{figures['same_answers']:.1%}"]
+    return markdown(["asked", "one engine", "an engine for each", "which takes", "the same answers"], [row])
+
+
+TABLES: Mapping[str, Callable[[Figures], str]] = {
+    "engine": engine_table,
+    "gateway": gateway_table,
+    "adapters": adapters_table,
+}
+"""Case -> its table, between markers of README named serving-CASE."""
+
+
+def _spread(ratio: list[float]) -> str:
+    return f"{ratio[0]:.2f}x [{ratio[1]:.2f}, {ratio[2]:.2f}]"
+
+
+def _pair(p50_p95: list[float]) -> str:
+    return f"{p50_p95[0]:.0f} / {p50_p95[1]:.0f}"
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""The case `adapters`: 805 prompts for each of 8 adapters, by one engine with all of them or by 8 engines in turn.
+
+    python -m tests.bench.serving_adapters BASE ADAPTER ... --shared    one engine: the base, and the adapters beside it
+    python -m tests.bench.serving_adapters CHECKPOINT                   one of the others: its merged weights
+
+Each engine is a process: its start, its imports and its loading count.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from service.serving.engines.base import Engine, Sampling
+from tests.bench.serving_model import TINY, Asked, questions, saved_adapters, saved_model
+from tests.house import REPO
+
+Figures = dict[str, Any]
+
+PROMPTS, ADAPTERS = 805, 8
+ANSWER = 8
+_AT_ONCE = 64  # so many wait or are answered: the batch of 32 is always full
+
+
+def adapters(home: Path, *, repeats: int, prompts: int = PROMPTS) -> Figures:
+    """Wall seconds of both ways, `repeats` times in turn, from the first start to the last answer."""
+    base = saved_model(home / "base", TINY)
+    each = saved_adapters(home, base, ADAPTERS)
+    shared, single = list[Figures](), list[list[Figures]]()
+    for _ in range(repeats):
+        shared.append(_timed([str(base), *map(str, each), "--shared"], prompts, home))
+        single.append([_timed([str(one)], prompts, home) for one in each])
+    ratios = sorted(
+        sum(one["wall_s"] for one in many) / one_engine["wall_s"]
+        for one_engine, many in zip(shared, single, strict=True)
+    )
+    return {
+        "prompts": prompts,
+        "adapters": ADAPTERS,
+        "answer_tokens": ANSWER,
+        "one_engine_s": [round(one["wall_s"], 1) for one in shared],
+        "one_engine_answering_s": [round(one["answering_s"], 1) for one in shared],
+        "engines_s": [round(sum(one["wall_s"] for one in many), 1) for many in single],
+        "engines_answering_s": [round(sum(one["answering_s"] for one in many), 1) for many in single],
+        "ratio": [ratios[len(ratios) // 2], ratios[0], ratios[-1]],
+        "same_answers": _same(shared[0]["said"], [one["said"][0] for one in single[0]]),
+    }
+
+
+def _timed(arguments: list[str], prompts: int, home: Path) -> Figures:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "KMP_BLOCKTIME": "0"}
+    command = [sys.executable, "-m", "tests.bench.serving_adapters", *arguments, "--prompts", str(prompts)]
+    began = time.monotonic()
+    with (home / "adapters.log").open("ab") as errors:
+        done = subprocess.run(command, cwd=REPO, env=environment, stdout=subprocess.PIPE, stderr=errors, check=False)
+    wall_s = time.monotonic() - began
+    if done.returncode:
+        raise SystemExit(f"an engine failed:\n{(home / 'adapters.log').read_text()[-3000:]}")
+    return {**json.loads(done.stdout), "wall_s": wall_s}
+
+
+def _same(shared: Sequence[Sequence[str]], single: Sequence[Sequence[str]]) -> float:
+    """Share of answers that are the same both ways; rounding differs between merged weights and an adapter."""
+    alike = [a == b for many, one in zip(shared, single, strict=True) for a, b in zip(many, one, strict=True)]
+    return sum(alike) / len(alike)
+
+
+def main() -> None:
+    """Answer all prompts by the models named, and say what was said."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.serving_adapters", description=__doc__)
+    parser.add_argument("directories", type=Path, nargs="+")
+    parser.add_argument("--shared", action="store_true", help="the first is a base, the others are its adapters")
+    parser.add_argument("--prompts", type=int, default=PROMPTS)
+    args = parser.parse_args()
+    import torch  # noqa: PLC0415  # lazy: the process that only starts engines does without
+
+    from service.serving.engines.transformers import TransformersEngine  # noqa: PLC0415  # lazy: as above
+    from simpo.memory import keep_freed_pages  # noqa: PLC0415  # lazy: as above
+
+    torch.set_num_threads(1)
+    first, *others = args.directories
+    engine = TransformersEngine.load(first, adapters=args.shared)
+    engines: list[Engine] = [engine.adapted(other) for other in others] if args.shared else [engine]
+    keep_freed_pages()
+    asked = questions(TINY, args.prompts, longest_answer=ANSWER)
+    began = time.monotonic()
+    said = asyncio.run(_answers(engines, asked))
+    print(json.dumps({"answering_s": time.monotonic() - began, "said": said}))
+    engine.close()
+
+
+async def _answers(engines: Sequence[Engine], asked: Sequence[Asked]) -> list[list[str]]:
+    """[engine][prompt]: what was said, as a digest."""
+    said = [[""] * len(asked) for _ in engines]
+    todo = iter([(which, number) for which in range(len(engines)) for number in range(len(asked))])
+
+    async def client() -> None:
+        for which, number in todo:
+            sampling = Sampling(max_new_tokens=asked[number].num_tokens, temperature=0)
+            pieces = [piece.text async for piece in engines[which].stream(asked[number].prompt_ids, sampling)]
+            said[which][number] = hashlib.sha256("".join(pieces).encode()).hexdigest()[:12]
+
+    await asyncio.gather(*(client() for _ in range(_AT_ONCE)))
+    return said
+
+
+if __name__ == "__main__":
+    main()
