@@ -69,13 +69,12 @@ from service.serving.declared import Replicas
 from service.serving.deployer import Deployer, ServeDeployer, listen_address
 from service.serving.directory import Directory
 from service.serving.meter import Meter
+from service.serving.onward import to_serve
 from service.serving.rayservice import RayServiceDeployer
 from service.serving.waking import Waking
 from service.settings import Settings
 from service.store import Store
 from service.stream import Hub
-
-_REPLICA_TIMEOUT = httpx.Timeout(600.0, connect=5.0)  # a long answer on a slow machine takes minutes
 
 
 def factory() -> FastAPI:
@@ -142,7 +141,7 @@ def create_app(
         housekeeping=Housekeeping(store, settings, clock, posts),
         failpoint=failpoint,
     )
-    models = models or _to_serve(settings.serve_url)
+    models = models or to_serve(settings.serve_url)
     context = Context(
         settings=settings,
         store=store,
@@ -172,6 +171,9 @@ def create_app(
     app.add_middleware(Observed, metrics=metrics)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(HTTPException, _http_error)
+    if settings.proxy_models:  # first, as they are asked most: routes are tried in order
+        app.include_router(inference.router)
+        app.include_router(try_page.router)
     for router in (health.router, sweeps.sweeps, sweeps.runs, trials.sweeps, edits.router, events.sweeps, events.runs):
         app.include_router(router)
     for router in (edits.runs, deployments.router, canaries.router, registry.router, evaluations.router):
@@ -185,9 +187,6 @@ def create_app(
         app.include_router(router)
     for router in (comparisons.router, datasets.router, files.router, fine_tuning.router, quotas.router):
         app.include_router(router)
-    if settings.proxy_models:
-        app.include_router(inference.router)
-        app.include_router(try_page.router)
     return app
 
 
@@ -236,14 +235,6 @@ def _committed(
         arms.forget()
     if info.get(PUT):
         wake("webhooks")
-
-
-def _to_serve(url: str) -> httpx.AsyncClient:
-    # trust_env off: a proxy for the outside world must not see what people ask their models. Hundreds may stream at
-    # once. Certificates are read (40 ms) only where they are needed.
-    limits = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
-    secure = url.startswith("https:")
-    return httpx.AsyncClient(base_url=url, timeout=_REPLICA_TIMEOUT, limits=limits, trust_env=False, verify=secure)
 
 
 def _jobs(settings: Settings, clock: Clock) -> Jobs:

@@ -114,11 +114,17 @@ async def _forward(request: Request, context: Context, path: str) -> Response:
     account.begin(answer.headers)
     watched.begin(answer.status_code, answer.headers.get(VERSION, ""))
     passed = {name: answer.headers[name] for name in _PASSED_ON if name in answer.headers}
-    streamed = passed["content-type"].startswith("text/event-stream")
+    streamed = _is_stream(answer)
     if reading is not None:
         reading.begin(answer.status_code, streamed=streamed)
-    chunks = _events(answer, deployment.name, account, reading) if streamed else _read(answer, account, reading)
-    return StreamingResponse(chunks, answer.status_code, {**passed, **limits})
+    if streamed:
+        chunks = _events(answer, deployment.name, account, reading)
+        return StreamingResponse(chunks, answer.status_code, {**passed, **limits})
+    account.whole(answer.content)
+    if reading is not None:
+        reading.whole(answer.content)
+        reading.close()
+    return Response(answer.content, answer.status_code, {**passed, **limits})
 
 
 async def _answer(
@@ -129,7 +135,7 @@ async def _answer(
     path: str,
     headers: Mapping[str, str],
 ) -> tuple[httpx.Response, Reading | None]:
-    """The head of an answer. While there is a candidate: of whom, too.
+    """The head of a stream, or a whole answer. While there is a candidate: of whom, too.
 
     What a candidate cannot answer, the champion does: nobody is worse off for being drawn. Raises Unavailable (503).
     """
@@ -143,7 +149,7 @@ async def _answer(
         if reading is not None:
             reading.ask()
         try:
-            answer = await unless_gone(request, context.models.send(onward, stream=True))
+            answer = await unless_gone(request, _sent(context.models, onward))
         except httpx.HTTPError as error:
             cause = error
         else:
@@ -158,6 +164,21 @@ async def _answer(
             reading.fail()
             reading.close()
     raise _no_answer(deployment.name) from cause
+
+
+async def _sent(models: httpx.AsyncClient, onward: httpx.Request) -> httpx.Response:
+    """Of a stream its head, any other answer whole."""
+    answer = await models.send(onward, stream=True)
+    if not _is_stream(answer):
+        try:
+            await answer.aread()
+        finally:
+            await answer.aclose()  # also when nobody waits any more: the replica then stops
+    return answer
+
+
+def _is_stream(answer: httpx.Response) -> bool:
+    return bool(answer.headers.get("content-type", "").startswith("text/event-stream"))
 
 
 async def _drawn(
@@ -200,19 +221,6 @@ async def _events(answer: httpx.Response, name: str, account: Account, reading: 
         text = f"The model {name!r} stopped in the middle of its answer; ask again."
         fault = {"message": text, "type": "server_error", "param": None, "code": "model_unavailable"}
         yield b"data: " + json.dumps({"error": fault}).encode() + b"\n\n"
-
-
-async def _read(answer: httpx.Response, account: Account, reading: Reading | None) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in _chunks(answer):
-            account.piece(chunk)
-            if reading is not None:
-                reading.piece(chunk)
-            yield chunk
-    finally:
-        account.close()
-    if reading is not None:
-        reading.close()
 
 
 def _settle(

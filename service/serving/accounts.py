@@ -15,7 +15,7 @@ ASKED = "x-simpo-usage"
 PROMPT_TOKENS = "x-simpo-prompt-tokens"
 """Header of a stream."""
 _COMMENT = b": tokens "
-_MOST_READ = 8 << 20  # bytes of a whole answer that are held to be read; one with more says nothing
+_MOST_READ = 8 << 20  # bytes of a whole answer that are parsed; one with more says nothing
 
 
 def comment(tokens: int) -> str:
@@ -42,7 +42,6 @@ class Account:
         self._prompt = 0
         self._events = 0
         self._written: int | None = None
-        self._body = b""
 
     def begin(self, headers: Mapping[str, str]) -> None:
         """The head of the answer is there."""
@@ -60,23 +59,23 @@ class Account:
         self._events += len(passed)
         return b"\n\n".join(passed)
 
-    def piece(self, chunk: bytes) -> None:
-        """The next bytes of a whole answer."""
-        if len(self._body) + len(chunk) <= _MOST_READ:
-            self._body += chunk
+    def whole(self, body: bytes) -> None:
+        """All of an answer that is no stream; closes."""
+        if self._settle is not None:
+            settle, self._settle = self._settle, None
+            settle(*_usage(body))
 
     def close(self) -> None:
-        """The answer is over, or broke off."""
+        """The stream is over, or broke off, or there was no answer."""
         if self._settle is None:
             return
         settle, self._settle = self._settle, None
-        if self._body:
-            settle(*_usage(self._body))
-        else:
-            settle(self._prompt, self._events if self._written is None else self._written)
+        settle(self._prompt, self._events if self._written is None else self._written)
 
 
 def _usage(body: bytes) -> tuple[int, int]:
+    if len(body) > _MOST_READ:
+        return 0, 0
     try:
         usage = from_json(body)["usage"]
         return int(usage["prompt_tokens"]), int(usage["completion_tokens"])

@@ -157,7 +157,7 @@ class Reading:
         self._began = 0.0
         self._counts = Counts(answers=1)
         self._streamed = self._failed = self._over = False
-        self._body = bytearray()
+        self._body = b""
         self._texts: dict[int, list[str]] = {}
         self._length = 0
         self._truncated = False
@@ -179,10 +179,9 @@ class Reading:
             if event.startswith(b"data: {"):
                 self._look(event[6:])
 
-    def piece(self, chunk: bytes) -> None:
-        """The next bytes of a whole answer."""
-        if len(self._body) + len(chunk) <= 4 * _MOST_TEXT:
-            self._body += chunk
+    def whole(self, body: bytes) -> None:
+        """All of an answer that is no stream."""
+        self._body = body if len(body) <= 4 * _MOST_TEXT else b""
 
     def fail(self) -> None:
         """There was no answer, or it broke off."""
@@ -198,7 +197,7 @@ class Reading:
         else:
             if not self._streamed:
                 self._counts.whole = {bucket_of(self._clock.monotonic() - self._began): 1}
-                self._look(bytes(self._body))
+                self._look(self._body)
             self._counts.probed = 1
             self._counts.truncated = int(self._truncated)
             self._counts.repeated = int(any(repeats("".join(parts)) for parts in self._texts.values()))

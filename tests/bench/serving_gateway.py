@@ -83,7 +83,7 @@ def _summary(loops: list[Figures]) -> Figures:
 
 
 def _loop(url: str, path: str, key: str, connections: int, seconds: float) -> Figures:
-    job = {"kind": "ask", "host": "127.0.0.1", "port": httpx.URL(url).port, "key": key, "paths": [path]}
+    job = {"kind": "ask", "host": "127.0.0.1", "ports": [httpx.URL(url).port], "key": key, "paths": [path]}
     job |= {"connections": connections, "seconds": seconds, "body": QUESTION}
     command = [sys.executable, "-m", "tests.bench.load_wire"]
     done = subprocess.run(command, input=json.dumps(job), stdout=subprocess.PIPE, text=True, cwd=REPO, check=True)

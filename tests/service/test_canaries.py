@@ -18,7 +18,7 @@ from service.settings import Settings
 from simpo.errors import ConfigError
 from tests.service.conftest import Plane, make_plane
 from tests.service.test_deployments import deploy, succeeded
-from tests.service.test_inference import CHAT, Chunks, Serve, said
+from tests.service.test_inference import CHAT, Broken, Chunks, Serve, said
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
@@ -45,6 +45,11 @@ def completion(text: str, finish_reason: str = "stop") -> httpx.Response:
 def nothing(request: httpx.Request) -> httpx.Response:
     """Serve's own words: there is no replica."""
     return httpx.Response(503, text="no replica")
+
+
+def half(request: httpx.Request) -> httpx.Response:
+    """A replica that ends in the middle of a whole answer."""
+    return httpx.Response(200, headers={"content-type": "application/json"}, stream=Broken(httpx.ReadError("reset")))
 
 
 @pytest.fixture
@@ -170,14 +175,14 @@ def test_one_that_does_not_load_never_answers_and_says_why(served: Plane) -> Non
 
 def test_what_the_candidate_cannot_answer_the_champion_does(served: Plane, serve: TwoVersions) -> None:
     canary(served, weight=100)
-    for broken in (nothing, lambda request: said(500, {"error": {"message": "engine"}})):
+    for broken in (nothing, lambda request: said(500, {"error": {"message": "engine"}}), half):
         serve.candidate = broken
         assert ask(served) == {"a b c": 1}
     serve.candidate = lambda request: said(400, {"error": {"message": "n is not supported"}})
     assert served.client.post("/v1/chat/completions", json=CHAT).status_code == 400, "the request's own fault stays"
     figures = judged(served)["figures"]
-    assert (figures["candidate"]["answers"], figures["candidate"]["errors"]) == (2, 2)
-    assert (figures["champion"]["answers"], figures["champion"]["errors"]) == (2, 0)
+    assert (figures["candidate"]["answers"], figures["candidate"]["errors"]) == (3, 3)
+    assert (figures["champion"]["answers"], figures["champion"]["errors"]) == (3, 0)
 
 
 def test_promoted_it_answers_all_and_its_checkpoint_becomes_the_champions(served: Plane) -> None:

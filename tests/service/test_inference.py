@@ -143,6 +143,7 @@ def gone() -> httpx.Response:
         lambda: httpx.Response(404, text="Path '/d/best' not found"),
         lambda: httpx.Response(500, text="Internal Server Error"),
         gone,
+        lambda: httpx.Response(200, headers={"content-type": "application/json"}, stream=Broken(httpx.ReadError(""))),
     ],
 )
 def test_serves_own_trouble_is_unavailable(served: Plane, serve: Serve, answer: Callable[[], httpx.Response]) -> None:

@@ -191,8 +191,7 @@ def test_a_caller_without_limits_costs_nothing(store: Store) -> None:
 def test_an_account_is_settled_once() -> None:
     told: list[tuple[int, int]] = []
     account = Account(lambda read, written: told.append((read, written)))
-    account.piece(b'{"usage": {"prompt_tokens": 1, ')
-    account.piece(b'"completion_tokens": 2}}')
+    account.whole(b'{"usage": {"prompt_tokens": 1, "completion_tokens": 2}}')
     account.close()
     account.close()
     assert told == [(1, 2)]

@@ -1,0 +1,165 @@
+"""The gateway's client to Ray Serve, against a server that speaks bytes: what comes back, and what never goes out."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from httpx_aiohttp import AiohttpTransport
+
+from service.local_process import free_ports
+from service.serving.onward import to_serve
+
+pytestmark = pytest.mark.quick
+
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+CHUNKED = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@asynccontextmanager
+async def server(talk: Talk) -> AsyncIterator[tuple[httpx.AsyncClient, list[str]]]:
+    """A client to a server that handles each connection so, and the heads of the requests it got."""
+    heads: list[str] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await _head(reader):
+                heads.append(head)
+                await talk(reader, writer)
+        finally:
+            writer.close()
+
+    served = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with served, to_serve(f"http://127.0.0.1:{served.sockets[0].getsockname()[1]}") as client:
+        yield client, heads
+
+
+async def _head(reader: asyncio.StreamReader) -> str:
+    try:
+        return (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return ""
+
+
+def answers(text: bytes) -> Talk:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(text)
+        await writer.drain()
+
+    return talk
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await work()
+
+    asyncio.run(bounded())
+
+
+def test_one_connection_serves_many_and_no_cookie_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_ports(1)[0]}")  # nobody listens there
+
+    async def work() -> None:
+        text = b"HTTP/1.1 200 OK\r\nset-cookie: whose=first\r\ncontent-length: 2\r\n\r\nok"
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            peers.add(writer.get_extra_info("peername"))
+            await answers(text)(reader, writer)
+
+        peers: set[Any] = set()
+        async with server(talk) as (client, heads):
+            for _ in range(3):
+                assert (await client.get("/d/m/v1/models")).text == "ok"
+        assert len(heads) == 3 and len(peers) == 1
+        assert heads[0].startswith("get /d/m/v1/models http/1.1") and not any("cookie" in head for head in heads)
+
+    run(work)
+
+
+def test_a_stream_comes_piece_by_piece() -> None:
+    async def work() -> None:
+        seen = asyncio.Event()
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(CHUNKED + b"3\r\none\r\n")
+            await seen.wait()  # for ever, if the client would wait for more
+            writer.write(b"3\r\ntwo\r\n0\r\n\r\n")
+
+        async with server(talk) as (client, _), client.stream("GET", "/") as answer:
+            pieces = answer.aiter_raw()
+            assert await anext(pieces) == b"one"
+            seen.set()
+            assert await anext(pieces) == b"two"
+
+    run(work)
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["in the stream", "before its head"])
+def test_who_leaves_closes_the_connection(begun: bool) -> None:
+    async def work() -> None:
+        asked, left = asyncio.Event(), asyncio.Event()
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if begun:
+                writer.write(CHUNKED + b"3\r\none\r\n")
+            asked.set()
+            await reader.read()
+            left.set()
+
+        async with server(talk) as (client, _):
+            sending = asyncio.ensure_future(client.send(client.build_request("GET", "/"), stream=True))
+            await asked.wait()
+            if begun:
+                await (await sending).aclose()
+            else:
+                sending.cancel()
+            await left.wait()
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"HTTP/1.1 200 OK\r\ncon", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf", CHUNKED + b"3\r\none\r\n"],
+    ids=["nothing", "half a head", "half a body", "a stream without end"],
+)
+def test_an_answer_that_breaks_off_is_an_error_of_httpx(text: bytes) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answers(text)(reader, writer)
+        writer.close()
+
+    async def work() -> None:
+        async with server(talk) as (client, _):
+            with pytest.raises(httpx.HTTPError):
+                await client.post("/", content=b"{}")
+
+    run(work)
+
+
+def test_nobody_there_and_nobody_who_speaks() -> None:
+    async def work() -> None:
+        async with to_serve(f"http://127.0.0.1:{free_ports(1)[0]}") as client:
+            with pytest.raises(httpx.TransportError):
+                await client.get("/")
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+
+        async with server(silent) as (client, _):
+            with pytest.raises(httpx.ReadTimeout):
+                await client.get("/", timeout=0.1)
+
+    run(work)
+
+
+def test_certificates_are_checked_where_there_are_any() -> None:
+    modes = {}
+    for scheme in ("http", "https"):
+        transport = to_serve(f"{scheme}://serve.test")._transport
+        assert isinstance(transport, AiohttpTransport)
+        modes[scheme] = transport.ssl_context.verify_mode
+    assert modes == {"http": ssl.CERT_NONE, "https": ssl.CERT_REQUIRED}
