@@ -2,18 +2,12 @@
 
 import base64
 import hashlib
-import shutil
-import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
-from service.app import create_app
 from service.settings import Settings
-from tests.fakes import FakeDeployer, FakeJobs
 from tests.service.conftest import Plane, make_plane
-from tests.service.served import in_thread
 
 
 class Page(HTMLParser):
@@ -80,18 +74,3 @@ def test_where_a_gateway_routes_models_there_is_no_page(settings: Settings) -> N
     for plane in make_plane(settings, proxy_models=False):
         assert plane.client.get("/try").status_code == 404
         assert plane.client.post("/try").status_code == 404
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
-def test_a_browser_runs_the_script_under_the_policy(settings: Settings, tmp_path: Path) -> None:
-    with in_thread(create_app(settings, jobs=FakeJobs(), deployer=FakeDeployer())) as url:
-        command = [
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={tmp_path}",
-            "--dump-dom",
-        ]
-        done = subprocess.run([*command, f"{url}/try"], capture_output=True, text=True, timeout=120, check=True)
-    assert 'data-ready="yes"' in done.stdout and "Ask both" in done.stdout
