@@ -3,7 +3,8 @@
     python -m tests.bench.serving_adapters BASE ADAPTER ... --shared    one engine: the base, and the adapters beside it
     python -m tests.bench.serving_adapters CHECKPOINT                   one of the others: its merged weights
 
-Each engine is a process: its start, its imports and its loading count.
+Each engine is a process: its start, its imports and its loading count. Both engines of the service are asked, `vllm`
+where `make test-vllm` has made its environment.
 """
 
 import argparse
@@ -14,13 +15,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from service.serving.engines.base import Engine, Sampling
 from tests.bench.serving_model import TINY, Asked, questions, saved_adapters, saved_model
 from tests.house import REPO
+from tests.serving import vllm_venv
 
 Figures = dict[str, Any]
 
@@ -30,21 +32,25 @@ _AT_ONCE = 64  # so many wait or are answered: the batch of 32 is always full
 
 
 def adapters(home: Path, *, repeats: int, prompts: int = PROMPTS) -> Figures:
-    """Wall seconds of both ways, `repeats` times in turn, from the first start to the last answer."""
+    """Wall seconds of both ways by each engine, `repeats` times in turn, from the first start to the last answer."""
     base = saved_model(home / "base", TINY)
     each = saved_adapters(home, base, ADAPTERS)
-    shared, single = list[Figures](), list[list[Figures]]()
+    shared, single = dict[str, list[Figures]](), dict[str, list[list[Figures]]]()
     for _ in range(repeats):
-        shared.append(_timed([str(base), *map(str, each), "--shared"], prompts, home))
-        single.append([_timed([str(one)], prompts, home) for one in each])
+        for name in [name for name in ENGINES if name != "vllm" or vllm_venv.is_made()]:
+            how = ["--engine", name, "--prompts", str(prompts)]
+            shared.setdefault(name, []).append(_timed([str(base), *map(str, each), "--shared", *how], home))
+            single.setdefault(name, []).append([_timed([str(one), *how], home) for one in each])
+    summaries = {name: _summary(shared[name], single[name]) for name in shared}
+    return {"prompts": prompts, "adapters": ADAPTERS, "answer_tokens": ANSWER, "engines": summaries}
+
+
+def _summary(shared: Sequence[Figures], single: Sequence[Sequence[Figures]]) -> Figures:
     ratios = sorted(
         sum(one["wall_s"] for one in many) / one_engine["wall_s"]
         for one_engine, many in zip(shared, single, strict=True)
     )
     return {
-        "prompts": prompts,
-        "adapters": ADAPTERS,
-        "answer_tokens": ANSWER,
         "one_engine_s": [round(one["wall_s"], 1) for one in shared],
         "one_engine_answering_s": [round(one["answering_s"], 1) for one in shared],
         "engines_s": [round(sum(one["wall_s"] for one in many), 1) for many in single],
@@ -54,9 +60,9 @@ def adapters(home: Path, *, repeats: int, prompts: int = PROMPTS) -> Figures:
     }
 
 
-def _timed(arguments: list[str], prompts: int, home: Path) -> Figures:
+def _timed(arguments: list[str], home: Path) -> Figures:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "KMP_BLOCKTIME": "0"}
-    command = [sys.executable, "-m", "tests.bench.serving_adapters", *arguments, "--prompts", str(prompts)]
+    command = [sys.executable, "-m", "tests.bench.serving_adapters", *arguments]
     began = time.monotonic()
     with (home / "adapters.log").open("ab") as errors:
         done = subprocess.run(command, cwd=REPO, env=environment, stdout=subprocess.PIPE, stderr=errors, check=False)
@@ -77,23 +83,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.serving_adapters", description=__doc__)
     parser.add_argument("directories", type=Path, nargs="+")
     parser.add_argument("--shared", action="store_true", help="the first is a base, the others are its adapters")
+    parser.add_argument("--engine", choices=ENGINES, default="transformers")
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     args = parser.parse_args()
+    first, *others = args.directories
+    engine = ENGINES[args.engine](first, len(others))
+    engines: list[Engine] = [engine.adapted(other) for other in others] if args.shared else [engine]
+    asked = questions(TINY, args.prompts, longest_answer=ANSWER)
+    began = time.monotonic()
+    said = asyncio.run(_answers(engines, asked))
+    print(json.dumps({"answering_s": time.monotonic() - began, "said": said}))
+    engine.close()
+
+
+def _transformers(directory: Path, adapters: int) -> Any:
     import torch  # noqa: PLC0415  # lazy: the process that only starts engines does without
 
     from service.serving.engines.transformers import TransformersEngine  # noqa: PLC0415  # lazy: as above
     from simpo.memory import keep_freed_pages  # noqa: PLC0415  # lazy: as above
 
     torch.set_num_threads(1)
-    first, *others = args.directories
-    engine = TransformersEngine.load(first, adapters=args.shared)
-    engines: list[Engine] = [engine.adapted(other) for other in others] if args.shared else [engine]
+    engine = TransformersEngine.load(directory, adapters=adapters > 0)
     keep_freed_pages()
-    asked = questions(TINY, args.prompts, longest_answer=ANSWER)
-    began = time.monotonic()
-    said = asyncio.run(_answers(engines, asked))
-    print(json.dumps({"answering_s": time.monotonic() - began, "said": said}))
-    engine.close()
+    return engine
+
+
+def _vllm(directory: Path, adapters: int) -> Any:
+    from service.serving.engines.vllm import VllmEngine  # noqa: PLC0415  # lazy: as above
+
+    return VllmEngine.load(directory, python=str(vllm_venv.interpreter()), max_adapters=adapters)
+
+
+ENGINES: Mapping[str, Callable[[Path, int], Any]] = {"transformers": _transformers, "vllm": _vllm}
+"""Name of an engine -> how it is loaded: a checkpoint alone, or a base with room for so many adapters."""
 
 
 async def _answers(engines: Sequence[Engine], asked: Sequence[Asked]) -> list[list[str]]:

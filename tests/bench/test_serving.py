@@ -23,15 +23,19 @@ def ways(**changes: tuple[float, float]) -> dict[str, Any]:
 
 
 def test_a_missed_bar_is_named() -> None:
-    def engine(ratio: float) -> dict[str, Any]:
-        return {"clients": {"8": {"batching": {"ours_cpu": [ratio, 1.0, 9.0]}}}}
+    def engine(ratio: float, vllm: float = 199.0) -> dict[str, Any]:
+        batching = {"ours_cpu": [ratio, 1.0, 9.0], "tokens_per_s": 100.0}
+        return {"clients": {"8": {"batching": batching, "vllm": {"tokens_per_s": vllm}}}}
 
-    good = {"engine": engine(2.0), "gateway": ways(), "adapters": {"ratio": [2.0, 1.0, 3.0]}}
-    assert missed_bars(good) == []
+    def adapters(ratio: float) -> dict[str, Any]:
+        return {"engines": {"transformers": {"ratio": [2.0, 1.0, 3.0]}, "vllm": {"ratio": [ratio, 1.0, 3.0]}}}
+
+    for measured in (engine(2.0), engine(1.5, vllm=200.0)):
+        assert missed_bars({"engine": measured, "gateway": ways(), "adapters": adapters(2.0)}) == []
     bad = {
         "engine": engine(1.99),
         "gateway": ways(haproxy=(2399, 1.6), gateway=(300, 4.0)),
-        "adapters": {"ratio": [1.5, 1, 2]},
+        "adapters": adapters(1.99),
     }
     assert [line.partition(":")[0] for line in missed_bars(bad)] == ["engine", *["gateway"] * 3, "adapters"]
 
