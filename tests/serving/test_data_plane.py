@@ -1,12 +1,10 @@
 """The three endpoints over a scripted engine: OpenAI's official client is the judge of the wire format."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import httpx
-import httpx2
 import openai
 import pytest
 from fastapi import FastAPI
@@ -17,6 +15,7 @@ from service.serving.data_plane import create_data_plane
 from service.serving.engines.base import EngineBusy, EngineError, Occupancy, Piece, Sampling, SchemaRefused, Turn
 from service.serving.openai_strict import MAX_BODY_BYTES
 from simpo.errors import DataError
+from tests.serving.openai_contract import official
 
 pytestmark = pytest.mark.quick
 
@@ -78,16 +77,6 @@ class ScriptedEngine:
 
 def data_plane(engine: ScriptedEngine, **options: Any) -> FastAPI:
     return create_data_plane(OneModel(engine, name="winner", revision=3, created=1234), **options)
-
-
-@asynccontextmanager
-async def official(app: FastAPI) -> AsyncIterator[openai.AsyncOpenAI]:
-    transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
-    async with (
-        httpx2.AsyncClient(transport=transport) as http,
-        openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=http, max_retries=0) as client,
-    ):
-        yield client
 
 
 async def post(app: FastAPI, path: str, **options: Any) -> httpx.Response:
