@@ -14,7 +14,7 @@ import pytest
 
 from service.local_process import members
 from service.local_ray import RayHead
-from service.serving.declared import DesiredDeployment
+from service.serving.declared import DesiredDeployment, Replicas
 from service.serving.deployer import ObservedDeployment, ServeDeployer
 from simpo.checkpoint import save_checkpoint
 from simpo.config import TokenPolicy
@@ -38,7 +38,8 @@ def deployer(head: tuple[RayHead, str]) -> Iterator[ServeDeployer]:
     ray, token = head
     port = httpx.URL(ray.serve_url).port
     assert port is not None
-    deployer = ServeDeployer(ray.dashboard_url, token, http_port=port, vllm_python=str(vllm_venv.make()))
+    replicas = Replicas(vllm_python=str(vllm_venv.make()))
+    deployer = ServeDeployer(ray.dashboard_url, token, http_port=port, replicas=replicas)
     yield deployer
     deployer.apply([])
     until(lambda: vllm_of(ray) == [])
