@@ -69,7 +69,7 @@ from service.serving.declared import Replicas
 from service.serving.deployer import Deployer, ServeDeployer, listen_address
 from service.serving.directory import Directory
 from service.serving.meter import Meter
-from service.serving.onward import to_serve
+from service.serving.onward import Onward
 from service.serving.rayservice import RayServiceDeployer
 from service.serving.waking import Waking
 from service.settings import Settings
@@ -93,7 +93,7 @@ def create_app(
     jobs: Jobs | None = None,
     deployer: Deployer | None = None,
     clock: Clock | None = None,
-    models: httpx.AsyncClient | None = None,
+    models: Onward | None = None,
     doctor: Doctor | None = None,
     webhooks: Callable[[], httpx.AsyncBaseTransport] | None = None,
     oidc: Oidc | None = None,
@@ -107,7 +107,7 @@ def create_app(
         jobs: cluster that trains; default: Ray's REST API.
         deployer: owner of Serve's configuration; default: Serve's REST API.
         clock: time.
-        models: client to Serve's HTTP proxy.
+        models: way to Serve's HTTP proxy.
         doctor: who looks at datasets; default: a process of its own.
         webhooks: how their deliveries travel; default: to public addresses alone.
         oidc: who looks at signed tokens; default: as the settings say.
@@ -141,7 +141,7 @@ def create_app(
         housekeeping=Housekeeping(store, settings, clock, posts),
         failpoint=failpoint,
     )
-    models = models or to_serve(settings.serve_url)
+    models = models or Onward(settings.serve_url)
     context = Context(
         settings=settings,
         store=store,

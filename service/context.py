@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
-import httpx
 from fastapi import Depends, Header, Request, Security
 from fastapi.security import HTTPBearer
 from pydantic import AfterValidator
@@ -18,6 +17,7 @@ from service.reconcile import Reconciler
 from service.serving.arms import Arms
 from service.serving.directory import Directory
 from service.serving.meter import Meter
+from service.serving.onward import Onward
 from service.serving.waking import Waking
 from service.settings import Settings
 from service.shown import Shown
@@ -45,7 +45,7 @@ class Context:
     reconciler: Reconciler
     metrics: Metrics
     drain: Drain
-    models: httpx.AsyncClient
+    models: Onward
     """To Ray Serve; knows neither our keys nor the caller's."""
     directory: Directory
     meter: Meter

@@ -34,6 +34,7 @@ from service.serving.catalogue import VERSION
 from service.serving.declared import DesiredDeployment
 from service.serving.disconnect import CLIENT_CLOSED_REQUEST, ClientGone, unless_gone
 from service.serving.meter import Ticket
+from service.serving.onward import Onward, whole
 from service.serving.watched import Watched
 from service.states import DeploymentState
 
@@ -144,12 +145,11 @@ async def _answer(
         wakes = deployment.idle_s is not None and declared.variant is None
         if wakes:
             await unless_gone(request, context.waking.wait(deployment.id, deployment.name, declared.route_prefix))
-        where = declared.route_prefix + path
-        onward = context.models.build_request("POST", where, content=await request.body(), headers=headers)
         if reading is not None:
             reading.ask()
+        sent = _sent(context.models, declared.route_prefix + path, await request.body(), headers)
         try:
-            answer = await unless_gone(request, _sent(context.models, onward))
+            answer = await unless_gone(request, sent)
         except httpx.HTTPError as error:
             cause = error
         else:
@@ -166,15 +166,10 @@ async def _answer(
     raise _no_answer(deployment.name) from cause
 
 
-async def _sent(models: httpx.AsyncClient, onward: httpx.Request) -> httpx.Response:
+async def _sent(models: Onward, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
     """Of a stream its head, any other answer whole."""
-    answer = await models.send(onward, stream=True)
-    if not _is_stream(answer):
-        try:
-            await answer.aread()
-        finally:
-            await answer.aclose()  # also when nobody waits any more: the replica then stops
-    return answer
+    answer = await models.ask("POST", path, content=body, headers=headers)
+    return answer if _is_stream(answer) else await whole(answer)
 
 
 def _is_stream(answer: httpx.Response) -> bool:

@@ -12,6 +12,7 @@ import httpx
 
 from service.clock import Clock
 from service.errors import Unavailable
+from service.serving.onward import Onward, whole
 
 _TRUSTED_S = 1.0  # after a sign of life; a replica leaves later than that
 _AGAIN_S = "5"
@@ -30,7 +31,7 @@ class _Door:
 class Waking:
     """Who waits for which model in this process. For one event loop."""
 
-    def __init__(self, models: httpx.AsyncClient, clock: Clock, *, most: int, wait_s: float) -> None:
+    def __init__(self, models: Onward, clock: Clock, *, most: int, wait_s: float) -> None:
         """Nobody waits yet.
 
         Args:
@@ -85,7 +86,7 @@ class Waking:
     async def _ask(self, name: str, prefix: str) -> str:
         patience = httpx.Timeout(self._wait_s, connect=10.0)
         try:
-            answer = await self._models.get(f"{prefix}/v1/models/{name}", timeout=patience)
+            answer = await whole(await self._models.ask("GET", f"{prefix}/v1/models/{name}", patience=patience))
         except httpx.ReadTimeout:
             return f"no replica came within {self._wait_s:.0f} s"
         except httpx.HTTPError:

@@ -1,9 +1,9 @@
-"""The gateway's client to Ray Serve, against a server that speaks bytes: what comes back, and what never goes out."""
+"""The gateway's way to Ray Serve, against a server that speaks bytes: what comes back, and what never goes out."""
 
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -11,7 +11,7 @@ import pytest
 from httpx_aiohttp import AiohttpTransport
 
 from service.local_process import free_ports
-from service.serving.onward import to_serve
+from service.serving.onward import Onward, whole
 
 pytestmark = pytest.mark.quick
 
@@ -20,8 +20,8 @@ CHUNKED = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encod
 
 
 @asynccontextmanager
-async def server(talk: Talk) -> AsyncIterator[tuple[httpx.AsyncClient, list[str]]]:
-    """A client to a server that handles each connection so, and the heads of the requests it got."""
+async def server(talk: Talk) -> AsyncIterator[tuple[Onward, list[str]]]:
+    """The way to a server that handles each connection so, and the heads of the requests it got."""
     heads: list[str] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -33,8 +33,8 @@ async def server(talk: Talk) -> AsyncIterator[tuple[httpx.AsyncClient, list[str]
             writer.close()
 
     served = await asyncio.start_server(handle, "127.0.0.1", 0)
-    async with served, to_serve(f"http://127.0.0.1:{served.sockets[0].getsockname()[1]}") as client:
-        yield client, heads
+    async with served, aclosing(Onward(f"http://127.0.0.1:{served.sockets[0].getsockname()[1]}")) as models:
+        yield models, heads
 
 
 async def _head(reader: asyncio.StreamReader) -> str:
@@ -71,9 +71,9 @@ def test_one_connection_serves_many_and_no_cookie_is_kept(monkeypatch: pytest.Mo
             await answers(text)(reader, writer)
 
         peers: set[Any] = set()
-        async with server(talk) as (client, heads):
+        async with server(talk) as (models, heads):
             for _ in range(3):
-                assert (await client.get("/d/m/v1/models")).text == "ok"
+                assert (await whole(await models.ask("GET", "/d/m/v1/models"))).text == "ok"
         assert len(heads) == 3 and len(peers) == 1
         assert heads[0].startswith("get /d/m/v1/models http/1.1") and not any("cookie" in head for head in heads)
 
@@ -89,8 +89,8 @@ def test_a_stream_comes_piece_by_piece() -> None:
             await seen.wait()  # for ever, if the client would wait for more
             writer.write(b"3\r\ntwo\r\n0\r\n\r\n")
 
-        async with server(talk) as (client, _), client.stream("GET", "/") as answer:
-            pieces = answer.aiter_raw()
+        async with server(talk) as (models, _):
+            pieces = (await models.ask("GET", "/")).aiter_raw()
             assert await anext(pieces) == b"one"
             seen.set()
             assert await anext(pieces) == b"two"
@@ -110,8 +110,8 @@ def test_who_leaves_closes_the_connection(begun: bool) -> None:
             await reader.read()
             left.set()
 
-        async with server(talk) as (client, _):
-            sending = asyncio.ensure_future(client.send(client.build_request("GET", "/"), stream=True))
+        async with server(talk) as (models, _):
+            sending = asyncio.ensure_future(models.ask("GET", "/"))
             await asked.wait()
             if begun:
                 await (await sending).aclose()
@@ -133,25 +133,25 @@ def test_an_answer_that_breaks_off_is_an_error_of_httpx(text: bytes) -> None:
         writer.close()
 
     async def work() -> None:
-        async with server(talk) as (client, _):
+        async with server(talk) as (models, _):
             with pytest.raises(httpx.HTTPError):
-                await client.post("/", content=b"{}")
+                await whole(await models.ask("POST", "/", content=b"{}"))
 
     run(work)
 
 
 def test_nobody_there_and_nobody_who_speaks() -> None:
     async def work() -> None:
-        async with to_serve(f"http://127.0.0.1:{free_ports(1)[0]}") as client:
+        async with aclosing(Onward(f"http://127.0.0.1:{free_ports(1)[0]}")) as models:
             with pytest.raises(httpx.TransportError):
-                await client.get("/")
+                await models.ask("GET", "/")
 
         async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.read()
 
-        async with server(silent) as (client, _):
+        async with server(silent) as (models, _):
             with pytest.raises(httpx.ReadTimeout):
-                await client.get("/", timeout=0.1)
+                await models.ask("GET", "/", patience=httpx.Timeout(0.1))
 
     run(work)
 
@@ -159,7 +159,7 @@ def test_nobody_there_and_nobody_who_speaks() -> None:
 def test_certificates_are_checked_where_there_are_any() -> None:
     modes = {}
     for scheme in ("http", "https"):
-        transport = to_serve(f"{scheme}://serve.test")._transport
+        transport = Onward(f"{scheme}://serve.test")._transport
         assert isinstance(transport, AiohttpTransport)
         modes[scheme] = transport.ssl_context.verify_mode
     assert modes == {"http": ssl.CERT_NONE, "https": ssl.CERT_REQUIRED}

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from service.errors import Unavailable
+from service.serving.onward import Onward
 from service.serving.waking import Waking
 from tests.fakes import FakeClock
 
@@ -36,10 +37,10 @@ def play(act: Callable[[Replica, Waking, FakeClock], Awaitable[None]], **limits:
 
     async def scene() -> None:
         replica, clock = Replica(), FakeClock()
-        async with httpx.AsyncClient(base_url="http://serve.test", transport=httpx.MockTransport(replica)) as models:
-            waking = Waking(models, clock, **{"most": 3, "wait_s": 60.0, **limits})
-            await act(replica, waking, clock)
-            await waking.close()
+        models = Onward("http://serve.test", httpx.MockTransport(replica))
+        waking = Waking(models, clock, **{"most": 3, "wait_s": 60.0, **limits})
+        await act(replica, waking, clock)
+        await waking.close()
 
     asyncio.run(scene())
 

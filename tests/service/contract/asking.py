@@ -21,6 +21,7 @@ import httpx
 
 from service.app import create_app
 from service.auth import create_key
+from service.serving.onward import Onward
 from service.settings import Settings
 from service.store import Store
 from tests.house import REPO
@@ -68,12 +69,12 @@ def serving(directory: Path, *, trial_s: float = 0.01) -> Iterator[tuple[str, st
             yield origin, key
 
 
-def _serve() -> httpx.AsyncClient:
+def _serve() -> Onward:
     def answer(request: httpx.Request) -> httpx.Response:
         said = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m", "choices": []}
         return httpx.Response(200, json=said)
 
-    return httpx.AsyncClient(base_url="http://serve.test", transport=httpx.MockTransport(answer))
+    return Onward("http://serve.test", httpx.MockTransport(answer))
 
 
 def main() -> int:
