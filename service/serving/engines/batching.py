@@ -1,15 +1,16 @@
 """Continuous batching over a transformers model: requests join and leave a running batch between two tokens.
 
 One key-value cache holds all rows, aligned at the right: a row that is shorter than the widest has padding on its left,
-which the attention mask hides, and position ids count from each row's own first token. A request is prefilled alone, in
-pieces, and its cache is joined on; a finished row's cache is cut out, and padding that all rows share is cut off.
+which the attention mask hides, and position ids count from each row's own first token. Short prompts that come together
+are read together; a long one, one that begins like another, and one that is scored are read alone, in pieces. The new
+cache is joined on; a finished row's cache is cut out, and padding that all rows share is cut off.
 """
 
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +19,14 @@ from transformers import DynamicCache
 
 from service.serving.engines.adapters import Route
 from service.serving.engines.base import EngineBusy, EngineError, Occupancy, TokenScore
-from service.serving.engines.growing import new_cache
-from service.serving.engines.prefixes import Prefixes
+from service.serving.engines.growing import joined, new_cache
+from service.serving.engines.prefixes import Prefixes, begins
 from service.serving.engines.rows import Request, Row
 from service.serving.engines.sampling import scored
 
 PREFILL_TOKENS = 256
 """Prompt tokens of one forward pass: between two passes somebody who left is noticed."""
+_TOGETHER = 8  # prompts of one forward pass
 _PREFILL_BUDGET = 1024  # prompt tokens that may be read between two tokens of those who are being answered
 _RETRY_AFTER_S = 2
 _log = logging.getLogger(__name__)
@@ -105,16 +107,30 @@ class Decoder:
     def _admit(self) -> bool:
         """Take waiting requests while there is room; with nothing to decode, wait for one. False: close."""
         budget = _PREFILL_BUDGET
-        while len(self._batch) < self._max_batch and (budget > 0 or len(self._batch) == 0):
-            try:
-                request = self._waiting.get(block=len(self._batch) == 0)
-            except queue.Empty:
+        while (room := self._max_batch - len(self._batch)) > 0 and (budget > 0 or len(self._batch) == 0):
+            come = self._come(min(room, _TOGETHER))
+            if not come:
                 return True
-            if request is None:
-                return False
             self._note_progress()
-            budget -= self._batch.join(request)
+            budget -= self._batch.join([request for request in come if request is not None])
+            if None in come:
+                return False
         return True
+
+    def _come(self, most: int) -> list[Request | None]:
+        """Requests that wait, no more than one forward pass may read; with nothing to decode, at least one."""
+        come: list[Request | None] = []
+        tokens = 0
+        while len(come) < most and tokens < PREFILL_TOKENS:
+            try:
+                request = self._waiting.get(block=len(self._batch) == 0 and not come)
+            except queue.Empty:
+                break
+            come.append(request)
+            if request is None:
+                break
+            tokens += len(request.prompt_ids)
+        return come
 
     def _note_progress(self) -> None:
         self._progress_at = time.monotonic()
@@ -134,18 +150,33 @@ class Batch:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def join(self, request: Request) -> int:
-        """Prefill a request, emit its first token's text, and let it take part from the next step on.
+    def join(self, requests: Sequence[Request]) -> int:
+        """Prefill requests, emit their first tokens' texts, and let them take part from the next step on.
 
-        Returns how many tokens were read for it.
+        Returns how many tokens were read for them.
         """
-        row, before = Row(request), self.prefixes.reused_tokens
-        try:
-            self._prefill(row)
-        except Exception as error:
-            _log.exception("prefill of %d tokens failed", len(request.prompt_ids))
-            row.give(_as_engine_error(error))
-        return len(request.prompt_ids) - (self.prefixes.reused_tokens - before)
+        before = self.prefixes.reused_tokens
+        together, alone = self._parted([Row(request) for request in requests])
+        come: list[tuple[list[Row], DynamicCache]] = []
+        if together:
+            cache = self._prefill_all(together)
+            if cache is None:
+                alone = [*together, *alone]
+            else:
+                come.append((together, cache))
+        for row in alone:
+            try:
+                cache = self._prefill(row)
+                if cache is not None:
+                    come.append(([row], cache))
+            except Exception as error:
+                _log.exception("prefill of %d tokens failed", row.length)
+                row.give(_as_engine_error(error))
+        if come:
+            self._cache = joined([*([self._cache] if self._rows else []), *(cache for _, cache in come)])
+            self._rows += [row for rows, _ in come for row in rows]
+            self._keep([i for i, row in enumerate(self._rows) if not row.done])
+        return sum(len(request.prompt_ids) for request in requests) - (self.prefixes.reused_tokens - before)
 
     def step(self) -> None:
         """One token for every row; rows that end, or whose client went away, leave."""
@@ -166,17 +197,56 @@ class Batch:
             row.give(error)
         self._rows, self._cache = [], new_cache()
 
-    def _prefill(self, row: Row) -> None:
+    def _parted(self, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+        """Those to be read in one forward pass, and those to be read alone after them."""
+        together, alone, seen = list[Row](), list[Row](), set[Any]()
+        for row in sorted(rows, key=lambda row: row.length):
+            ids, owner = row.request.prompt_ids, _owner(row)
+            # What is padded is computed too: no more of it than of prompts.
+            fits = row.length <= PREFILL_TOKENS and row.length * (len(together) + 1) <= 2 * PREFILL_TOKENS
+            begun = begins(ids, owner) in seen or self.prefixes.helps(ids, owner)
+            (alone if _is_scored(row) or not fits or begun else together).append(row)
+            seen.add(begins(ids, owner))
+        return (together, alone) if len(together) > 1 else ([], [*together, *alone])
+
+    def _prefill_all(self, rows: list[Row]) -> DynamicCache | None:
+        """The cache of them all; None, and nothing has happened: one of them failed, and it is to fail alone."""
+        device, width = self._model.device, max(row.length for row in rows)
+        first_B1 = torch.tensor([[width - row.length] for row in rows], device=device)
+        columns_T = torch.arange(width, device=device)
+        padded = [[0] * (width - row.length) + row.request.prompt_ids for row in rows]
+        cache = new_cache()
+        self._route([row.request.voice.adapter for row in rows])
+        try:
+            logits_B1V = self._forward(
+                cache,
+                keep=1,
+                input_ids=torch.tensor(padded, device=device),
+                attention_mask=(columns_T >= first_B1).long(),
+                position_ids=(columns_T - first_B1).clamp(min=0),
+            )
+        except Exception as error:
+            _log.warning("prefill of %d prompts together failed: %s", len(rows), type(error).__name__)
+            return None
+        for number, row in enumerate(rows):
+            self.prefixes.keep_row(row.request.prompt_ids, _owner(row), cache, number)
+        for row, logits_V in zip(rows, logits_B1V[:, 0], strict=True):
+            row.open([])
+            if not row.done:
+                _taken(row, logits_V)
+        return cache
+
+    def _prefill(self, row: Row) -> DynamicCache | None:
+        """Its cache; None: there is nothing to decode."""
         request = row.request
         sampling, adapter = request.sampling, request.voice.adapter
-        owner = None if adapter is None else adapter.owner
-        scoring = sampling.echo and sampling.top_logprobs is not None
+        owner, scoring = _owner(row), _is_scored(row)
         cache, first = (new_cache(), 0) if scoring else self.prefixes.begin(request.prompt_ids, owner)
         scores: list[TokenScore] = [request.voice.vocabulary.score(request.prompt_ids[0], None)] if scoring else []
         self._route([adapter])
         for start in range(first, len(request.prompt_ids), PREFILL_TOKENS):
             if request.abandoned:
-                return
+                return None
             ids = torch.tensor([request.prompt_ids[start : start + PREFILL_TOKENS]], device=self._model.device)
             logits_TV = self._forward(cache, keep=0 if scoring else 1, input_ids=ids)[0]
             if scoring:
@@ -189,9 +259,7 @@ class Batch:
         row.open(scores)
         if not row.done:
             row.take(logits_TV[-1])
-        if not row.done:
-            self._cache = cache if not self._rows else _joined(self._cache, cache)
-            self._rows.append(row)
+        return None if row.done else cache
 
     def _decode_one(self) -> None:
         device = self._model.device
@@ -208,10 +276,7 @@ class Batch:
         )
         for row, logits_V in zip(self._rows, logits_B1V[:, 0], strict=True):
             row.length += 1
-            try:
-                row.take(logits_V)
-            except EngineError as error:
-                row.give(error)
+            _taken(row, logits_V)
 
     @torch.inference_mode()
     def _forward(self, cache: DynamicCache, *, keep: int, **inputs: Tensor) -> Tensor:
@@ -232,17 +297,21 @@ class Batch:
             layer.keys, layer.values = layer.keys[rows, :, first:], layer.values[rows, :, first:]
 
 
-def _joined(batch: DynamicCache, one: DynamicCache) -> DynamicCache:
-    """Both caches side by side, the shorter one padded on its left."""
-    width = max(batch.get_seq_length(), one.get_seq_length())
-    for mine, other in zip(batch.layers, one.layers, strict=True):
-        mine.keys = torch.cat((_padded(mine.keys, width), _padded(other.keys, width)))
-        mine.values = torch.cat((_padded(mine.values, width), _padded(other.values, width)))
-    return batch
+def _taken(row: Row, logits_V: Tensor) -> None:
+    try:
+        row.take(logits_V)
+    except EngineError as error:
+        row.give(error)
 
 
-def _padded(states_BHTD: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(states_BHTD, (0, 0, width - states_BHTD.shape[-2], 0))
+def _owner(row: Row) -> object:
+    adapter = row.request.voice.adapter
+    return None if adapter is None else adapter.owner
+
+
+def _is_scored(row: Row) -> bool:
+    sampling = row.request.sampling
+    return sampling.echo and sampling.top_logprobs is not None
 
 
 def _as_engine_error(error: Exception) -> EngineError:

@@ -1,8 +1,8 @@
 """A key-value cache that grows in place: a step writes one column, where a concatenation would copy all of them."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -15,6 +15,16 @@ def new_cache() -> DynamicCache:
     cache = DynamicCache()
     cache.layer_class_to_replicate = GrowingLayer
     return cache
+
+
+def joined(caches: Sequence[DynamicCache]) -> DynamicCache:
+    """All rows in the first of these caches, aligned at the right: a shorter one has zeros on its left."""
+    width = max(cache.get_seq_length() for cache in caches)
+    for first, *others in zip(*(cache.layers for cache in caches), strict=True):
+        layers = (first, *others)
+        keys, values = _beside([each.keys for each in layers], width), _beside([each.values for each in layers], width)
+        first.hold(keys, values, width)
+    return caches[0]
 
 
 class GrowingLayer(DynamicLayer):
@@ -39,21 +49,32 @@ class GrowingLayer(DynamicLayer):
         until = width + new
         keys, values = self._roomy(until)
         keys[:, :, width:until], values[:, :, width:until] = key_states, value_states
-        self.keys, self.values = keys[:, :, :until], values[:, :, :until]
-        self._shown = self.keys, self.values
+        self.hold(keys, values, until)
         return self.keys, self.values
+
+    def hold(self, keys: Tensor, values: Tensor, width: int) -> None:
+        """Take buffers of which so many columns are filled."""
+        self._buffers = keys, values
+        self.keys, self.values = keys[:, :, :width], values[:, :, :width]
+        self._shown = self.keys, self.values
 
     def _roomy(self, until: int) -> tuple[Tensor, Tensor]:
         """The buffers, with room for so many columns, that begin with what the layer holds."""
         shown = self._shown is not None and self._shown[0] is self.keys and self._shown[1] is self.values
         if shown and self._buffers is not None and self._buffers[0].shape[-2] >= until:
             return self._buffers
-        self._buffers = _copied(self.keys, until + _ROOM), _copied(self.values, until + _ROOM)
-        return self._buffers
+        room = max(0, until - self.keys.shape[-2])
+        return _beside([self.keys], self.keys.shape[-2], room), _beside([self.values], self.keys.shape[-2], room)
 
 
-def _copied(states_BHTD: Tensor, columns: int) -> Tensor:
-    b, h, t, d = states_BHTD.shape
-    buffer = torch.empty((b, h, columns, d), dtype=states_BHTD.dtype, device=states_BHTD.device)
-    buffer[:, :, :t] = states_BHTD
+def _beside(parts: Sequence[Tensor], width: int, room: int = 0) -> Tensor:
+    """(sum of B, H, width + room + _ROOM, D) that begins with these (B, H, T, D), zeros on the left of shorter ones."""
+    rows, (_, h, _, d) = sum(len(part) for part in parts), parts[0].shape
+    buffer = parts[0].new_empty((rows, h, width + room + _ROOM, d))
+    row = 0
+    for part in parts:
+        filled = buffer[row : row + len(part)]
+        filled[:, :, : width - part.shape[-2]] = 0.0
+        filled[:, :, width - part.shape[-2] : width] = part
+        row += len(part)
     return buffer

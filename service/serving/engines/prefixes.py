@@ -27,11 +27,8 @@ class Prefixes:
 
     def begin(self, prompt_ids: Sequence[int], owner: object) -> tuple[DynamicCache, int]:
         """A cache for this prompt, and how many of its tokens are in it: not all, for the last one gives the logits."""
-        cache, ids = new_cache(), tuple(prompt_ids)
-        best, length = None, _LEAST - 1
-        for key in self._entries:
-            if key[0] is owner and (common := min(_common(key[1], ids), len(ids) - 1)) > length:
-                best, length = key, common
+        cache = new_cache()
+        best, length = self._longest(tuple(prompt_ids), owner)
         if best is None:
             return cache, 0
         self._entries.move_to_end(best)
@@ -40,15 +37,40 @@ class Prefixes:
         self.reused_tokens += length
         return cache, length
 
+    def _longest(self, ids: tuple[int, ...], owner: object) -> tuple[tuple[object, tuple[int, ...]] | None, int]:
+        best, length = None, _LEAST - 1
+        for key in self._entries:
+            if key[0] is owner and (common := min(_common(key[1], ids), len(ids) - 1)) > length:
+                best, length = key, common
+        return best, length
+
+    def helps(self, prompt_ids: Sequence[int], owner: object) -> bool:
+        """Whether `begin` would find something."""
+        return self._longest(tuple(prompt_ids), owner)[0] is not None
+
     def keep(self, prompt_ids: Sequence[int], owner: object, cache: DynamicCache) -> None:
         """Note a prompt whose cache has just been filled. Its tensors are shared: nobody writes into them."""
+        self.keep_row(prompt_ids, owner, cache, None)
+
+    def keep_row(self, prompt_ids: Sequence[int], owner: object, cache: DynamicCache, row: int | None) -> None:
+        """Likewise, where it is one row of a cache that holds several, aligned at the right: its part is copied."""
         ids = tuple(prompt_ids)
         if not _LEAST < len(ids) <= self._max_tokens:
             return
-        self._entries[owner, ids] = [(layer.keys, layer.values) for layer in cache.layers]
+        layers = [(layer.keys, layer.values) for layer in cache.layers]
+        if row is not None:
+            layers = [
+                (k[row : row + 1, :, -len(ids) :].clone(), v[row : row + 1, :, -len(ids) :].clone()) for k, v in layers
+            ]
+        self._entries[owner, ids] = layers
         self._entries.move_to_end((owner, ids))
         while sum(len(key[1]) for key in self._entries) > self._max_tokens:
             self._entries.popitem(last=False)
+
+
+def begins(prompt_ids: Sequence[int], owner: object) -> tuple[object, tuple[int, ...]]:
+    """Prompts for which this is the same may have more in common; no others have."""
+    return owner, tuple(prompt_ids[:_LEAST])
 
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
