@@ -27,6 +27,7 @@ from service.serving.engines.sampling import scored
 PREFILL_TOKENS = 256
 """Prompt tokens of one forward pass: between two passes somebody who left is noticed."""
 _TOGETHER = 8  # prompts of one forward pass
+_PADDING = 64  # tokens that are computed for nothing in one forward pass, rather than make another
 _PREFILL_BUDGET = 1024  # prompt tokens that may be read between two tokens of those who are being answered
 _RETRY_AFTER_S = 2
 _log = logging.getLogger(__name__)
@@ -156,14 +157,14 @@ class Batch:
         Returns how many tokens were read for them.
         """
         before = self.prefixes.reused_tokens
-        together, alone = self._parted([Row(request) for request in requests])
+        groups, alone = self._parted([Row(request) for request in requests])
         come: list[tuple[list[Row], DynamicCache]] = []
-        if together:
-            cache = self._prefill_all(together)
+        for group in groups:
+            cache = self._prefill_all(group)
             if cache is None:
-                alone = [*together, *alone]
+                alone = [*group, *alone]
             else:
-                come.append((together, cache))
+                come.append((group, cache))
         for row in alone:
             try:
                 cache = self._prefill(row)
@@ -197,17 +198,21 @@ class Batch:
             row.give(error)
         self._rows, self._cache = [], new_cache()
 
-    def _parted(self, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-        """Those to be read in one forward pass, and those to be read alone after them."""
-        together, alone, seen = list[Row](), list[Row](), set[Any]()
+    def _parted(self, rows: Sequence[Row]) -> tuple[list[list[Row]], list[Row]]:
+        """Groups of which each is read in one forward pass, and those to be read alone after them."""
+        groups, alone, seen = list[list[Row]](), list[Row](), set[Any]()
         for row in sorted(rows, key=lambda row: row.length):
             ids, owner = row.request.prompt_ids, _owner(row)
-            # What is padded is computed too: no more of it than of prompts.
-            fits = row.length <= PREFILL_TOKENS and row.length * (len(together) + 1) <= 2 * PREFILL_TOKENS
             begun = begins(ids, owner) in seen or self.prefixes.helps(ids, owner)
-            (alone if _is_scored(row) or not fits or begun else together).append(row)
             seen.add(begins(ids, owner))
-        return (together, alone) if len(together) > 1 else ([], [*together, *alone])
+            if begun or _is_scored(row) or row.length > PREFILL_TOKENS:
+                alone.append(row)
+            elif groups and _fits(row, groups[-1]):
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+        singles = [row for group in groups if len(group) == 1 for row in group]
+        return [group for group in groups if len(group) > 1], [*singles, *alone]
 
     def _prefill_all(self, rows: list[Row]) -> DynamicCache | None:
         """The cache of them all; None, and nothing has happened: one of them failed, and it is to fail alone."""
@@ -295,6 +300,13 @@ class Batch:
         first = self._cache.get_seq_length() - max(row.length for row in self._rows)
         for layer in self._cache.layers:
             layer.keys, layer.values = layer.keys[rows, :, first:], layer.values[rows, :, first:]
+
+
+def _fits(row: Row, group: Sequence[Row]) -> bool:
+    """Whether a longer row may join: padding is computed too, and is worth a pass's fixed cost and no more."""
+    computed = row.length * (len(group) + 1)
+    asked = row.length + sum(one.length for one in group)
+    return computed <= 2 * PREFILL_TOKENS and computed - asked <= _PADDING
 
 
 def _taken(row: Row, logits_V: Tensor) -> None:
