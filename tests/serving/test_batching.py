@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
+from service.serving.engines import batching
 from service.serving.engines.base import EngineError, Piece, Sampling
 from service.serving.engines.batching import PREFILL_TOKENS, Batch
 from service.serving.engines.grouped import serving_attention
-from service.serving.engines.rows import Request, Voice
+from service.serving.engines.rows import Request, Row, Voice
 from service.serving.engines.transformers import Tokens
 from simpo.config import TokenPolicy
 from tests.serving.tiny import BOS, EOS, tiny_model, tiny_tokenizer
@@ -185,3 +186,37 @@ def test_one_that_cannot_be_read_fails_alone() -> None:
     counted.answers([good, bad])
     assert good.text == alone.text
     assert [type(end) for end in bad.given] == [EngineError]
+
+
+def test_a_token_that_cannot_be_taken_ends_its_row_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad, later = (Asked(ids) for ids in prompts(5, 6, 7))
+    alone, take, taken = Asked(good.prompt_ids), Row.take, []
+    Counted(tiny_model()).answers([alone])
+
+    def broken(row: Row, logits_V: torch.Tensor) -> None:
+        taken.append(row.request)
+        if row.request is bad or (row.request is later and taken.count(later) == 3):
+            raise ValueError("no such token")
+        take(row, logits_V)
+
+    monkeypatch.setattr(Row, "take", broken)
+    Counted(tiny_model()).answers([good, bad, later])
+    assert good.text == alone.text
+    assert [type(one.given[-1]) for one in (bad, later)] == [EngineError] * 2
+    assert len(later.given) > 1, "it had begun"
+
+
+def test_a_cache_for_which_there_is_no_room_ends_all_and_no_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = (Asked(ids) for ids in prompts(5, 6, 7))
+    counted = Counted(tiny_model())
+    counted.batch.join([first])
+
+    def full(caches: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batching, "joined", full)
+        counted.batch.join([second])
+    assert [type(one.given[-1]) for one in (first, second)] == [EngineError] * 2
+    counted.answers([third])
+    assert third.text

@@ -174,10 +174,18 @@ class Batch:
                 _log.exception("prefill of %d tokens failed", row.length)
                 row.give(_as_engine_error(error))
         if come:
-            self._cache = joined([*([self._cache] if self._rows else []), *(cache for _, cache in come)])
-            self._rows += [row for rows, _ in come for row in rows]
-            self._keep([i for i, row in enumerate(self._rows) if not row.done])
+            self._take_in(come)
         return sum(len(request.prompt_ids) for request in requests) - (self.prefixes.reused_tokens - before)
+
+    def _take_in(self, come: Sequence[tuple[list[Row], DynamicCache]]) -> None:
+        before = [self._cache] if self._rows else []
+        self._rows += [row for rows, _ in come for row in rows]
+        try:
+            self._cache = joined([*before, *(cache for _, cache in come)])
+            self._keep([i for i, row in enumerate(self._rows) if not row.done])
+        except Exception as error:
+            _log.exception("no room for %d rows", len(self._rows))
+            self.fail(_as_engine_error(error))
 
     def step(self) -> None:
         """One token for every row; rows that end, or whose client went away, leave."""
@@ -230,15 +238,13 @@ class Batch:
                 attention_mask=(columns_T >= first_B1).long(),
                 position_ids=(columns_T - first_B1).clamp(min=0),
             )
+            for number, row in enumerate(rows):
+                self.prefixes.keep_row(row.request.prompt_ids, _owner(row), cache, number)
         except Exception as error:
             _log.warning("prefill of %d prompts together failed: %s", len(rows), type(error).__name__)
             return None
-        for number, row in enumerate(rows):
-            self.prefixes.keep_row(row.request.prompt_ids, _owner(row), cache, number)
         for row, logits_V in zip(rows, logits_B1V[:, 0], strict=True):
-            row.open([])
-            if not row.done:
-                _taken(row, logits_V)
+            _taken(row, logits_V, opening=True)
         return cache
 
     def _prefill(self, row: Row) -> DynamicCache | None:
@@ -309,11 +315,17 @@ def _fits(row: Row, group: Sequence[Row]) -> bool:
     return computed <= 2 * PREFILL_TOKENS and computed - asked <= _PADDING
 
 
-def _taken(row: Row, logits_V: Tensor) -> None:
+def _taken(row: Row, logits_V: Tensor, *, opening: bool = False) -> None:
+    """Whatever goes wrong with one row's token is that row's end alone."""
     try:
-        row.take(logits_V)
-    except EngineError as error:
-        row.give(error)
+        if opening:
+            row.open([])
+        if not row.done:
+            row.take(logits_V)
+    except Exception as error:
+        if not isinstance(error, EngineError):
+            _log.exception("a token could not be taken")
+        row.give(_as_engine_error(error))
 
 
 def _owner(row: Row) -> object:
