@@ -80,6 +80,18 @@ def test_one_connection_serves_many_and_no_cookie_is_kept(monkeypatch: pytest.Mo
     run(work)
 
 
+def test_a_name_and_password_in_the_origin_are_sent_as_such() -> None:
+    async def work() -> None:
+        async with server(answers(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")) as (models, heads):
+            origin = models._origin.replace("://", "://ann:secret@") + "/serve/"
+            async with aclosing(Onward(origin)) as named:
+                await whole(await named.ask("GET", "/d/m/v1/models"))
+        assert heads[0].startswith("get /serve/d/m/v1/models http/1.1")
+        assert "authorization: basic yw5uonnly3jlda==" in heads[0], "as lower-case as the rest of the head"
+
+    run(work)
+
+
 def test_a_stream_comes_piece_by_piece() -> None:
     async def work() -> None:
         seen = asyncio.Event()
