@@ -8,7 +8,7 @@ from pydantic_core import to_json
 
 from service.admission import word_of
 from service.clock import rfc3339
-from service.models import Deployment, Trial
+from service.models import Deployment
 from sweeps.spec import RunSpec, SweepSpec
 
 Json = dict[str, Any]
@@ -287,8 +287,8 @@ def sweep_text(row: Any, trials: Mapping[str, int]) -> bytes:
     return b'%b,"spec":%b}' % (to_json(known, inf_nan_mode="null")[:-1], spec.encode())
 
 
-def trial_json(row: Trial) -> Json:
-    """A TrialOut."""
+def trial_json(row: Any) -> Json:
+    """A TrialOut of a Trial, or of a row that has its columns."""
     return {
         "id": row.trial_id,
         "object": "trial",

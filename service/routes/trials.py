@@ -1,6 +1,7 @@
 """What a sweep tried, and how that compares. Runs are sweeps of one point and have the same."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -18,6 +19,9 @@ from service.schemas import LeaderboardOut, PageOf, TrialOut, trial_json
 from service.states import TrialState
 
 TRIAL_ID = r"^trl_[0-9]{4,9}$"
+
+_COLUMNS = [getattr(Trial, column.key) for column in Trial.__mapper__.column_attrs]
+"""A page of trials as plain rows: nobody changes them, and as objects they take three times as long."""
 
 sweeps = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], dependencies=[bearer], responses=PROBLEMS)
 
@@ -48,8 +52,8 @@ def leaderboard(request: Request, sweep_id: str, context: ContextDep) -> Respons
     return _leaderboard(request, "sweep", sweep_id, context)
 
 
-def _trials(session: Session, sweep_id: str, query: TrialQuery) -> list[Trial]:
-    wanted = select(Trial).where(Trial.sweep_id == sweep_id)
+def _trials(session: Session, sweep_id: str, query: TrialQuery) -> Sequence[Any]:
+    wanted = select(*_COLUMNS).where(Trial.sweep_id == sweep_id)
     if query.state is not None:
         wanted = wanted.where(Trial.state.in_(states_in(query.state, TrialState)))
     if query.after is not None:
@@ -58,7 +62,7 @@ def _trials(session: Session, sweep_id: str, query: TrialQuery) -> list[Trial]:
         last = int(query.after.removeprefix("trl_"))
         wanted = wanted.where(Trial.number < last if query.order == "desc" else Trial.number > last)
     order = Trial.number.desc() if query.order == "desc" else Trial.number
-    return list(session.scalars(wanted.order_by(order).limit(query.size + 1)))
+    return session.execute(wanted.order_by(order).limit(query.size + 1)).all()
 
 
 def _leaderboard(request: Request, kind: str, sweep_id: str, context: Context) -> Response:
