@@ -2,15 +2,20 @@
 
 import _thread
 import logging
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from simpo.errors import SimPOError, StorageError
 from sweeps.run_dir import Attempt, Level
 
 log = logging.getLogger(__name__)
+
+_ECHO_S = 1.0  # a signal that comes so soon after Stopped was raised says nothing new: who handles it is at work
 
 
 class Stopped(BaseException):
@@ -22,6 +27,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._heeded_from = -math.inf  # monotonic; signals before it raise nothing
 
     def install(self) -> None:
         """Handle SIGTERM and SIGINT; only a main thread can."""
@@ -42,11 +48,26 @@ class Stop:
     def check(self) -> None:
         """Raise Stopped if it is time: a handler's exception can get lost in a library's callback."""
         if self.reason is not None:
-            raise Stopped(self.reason)
+            self._raise(self.reason)
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """No signal interrupts what is done here; one that comes is in `reason`."""
+        self._heeded_from = math.inf
+        try:
+            yield
+        finally:
+            self._heeded_from = time.monotonic() + _ECHO_S
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.reason = self.reason or f"stopped by {signal.Signals(number).name}"
-        raise Stopped(self.reason)
+        if time.monotonic() >= self._heeded_from:
+            self._raise(self.reason)
+
+    def _raise(self, reason: str) -> NoReturn:
+        # The reason is known before the signal that tells of it comes: `check` may have been faster.
+        self._heeded_from = time.monotonic() + _ECHO_S
+        raise Stopped(reason)
 
 
 @contextmanager
@@ -73,17 +94,22 @@ def ending_told(attempt: Attempt, stop: Stop) -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        _close(attempt, "job.stopped", str(stopped), {"reason": str(stopped)}, "warn")
+        with stop.undisturbed():
+            _close(attempt, "job.stopped", str(stopped), {"reason": str(stopped)}, "warn")
         raise
     except SimPOError as error:
-        _note_failure(attempt, "SYSTEM_ERROR" if error.passes else "USER_ERROR", error)
+        with stop.undisturbed():
+            _note_failure(attempt, "SYSTEM_ERROR" if error.passes else "USER_ERROR", error)
         raise
     except Exception as error:
-        if stop.reason is not None:  # a library has put its own exception in the place of Stopped
-            _close(attempt, "job.stopped", stop.reason, {"reason": stop.reason}, "warn")
-            raise Stopped(stop.reason) from error
-        _note_failure(attempt, "SYSTEM_ERROR", error)
-        raise
+        reason = stop.reason
+        with stop.undisturbed():
+            if reason is None:
+                _note_failure(attempt, "SYSTEM_ERROR", error)
+                raise
+            # A library has put its own exception in the place of Stopped.
+            _close(attempt, "job.stopped", reason, {"reason": reason}, "warn")
+        raise Stopped(reason) from error
 
 
 def _note_failure(attempt: Attempt, kind: str, error: Exception) -> None:
