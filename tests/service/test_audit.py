@@ -170,9 +170,9 @@ def _admin(plane: Plane) -> dict[str, str]:
     return {"authorization": f"Bearer {key_of(plane, role='admin')['key']}"}
 
 
-def _destructive_last(route: tuple[str, str, Json]) -> tuple[bool, bool, bool]:
+def _destructive_last(route: tuple[str, str, Json]) -> tuple[bool, bool, bool, str]:
     method, path, _ = route
-    return method == "DELETE", path.endswith(("/cancel", "/abort", "/revoke")), method != "GET"
+    return method == "DELETE", path.endswith(("/cancel", "/abort", "/revoke")), method != "GET", path
 
 
 def _log(plane: Plane) -> list[dict[str, Any]]:
