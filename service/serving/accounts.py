@@ -33,9 +33,7 @@ def asked_tokens(values: Mapping[str, Any]) -> int:
 class Account:
     """Of one request."""
 
-    def __init__(
-        self, settle: Callable[[int, int], None], seen: Callable[[bytes], None] = lambda block: None
-    ) -> None:
+    def __init__(self, settle: Callable[[int, int], None], seen: Callable[[bytes], None] = lambda block: None) -> None:
         """`settle`: told the tokens read and written, once. `seen`: shown whole events of a stream as they come."""
         self._settle: Callable[[int, int], None] | None = settle
         self._seen = seen
@@ -61,9 +59,8 @@ class Account:
 
     def whole(self, body: bytes) -> None:
         """All of an answer that is no stream; closes."""
-        if self._settle is not None:
-            settle, self._settle = self._settle, None
-            settle(*_usage(body))
+        self._prompt, self._written = _usage(body)
+        self.close()
 
     def close(self) -> None:
         """The stream is over, or broke off, or there was no answer."""

@@ -211,8 +211,9 @@ class Batch:
         groups, alone, seen = list[list[Row]](), list[Row](), set[Any]()
         for row in sorted(rows, key=lambda row: row.length):
             ids, owner = row.request.prompt_ids, _owner(row)
-            begun = begins(ids, owner) in seen or self.prefixes.helps(ids, owner)
-            seen.add(begins(ids, owner))
+            beginning = begins(ids, owner)
+            begun = beginning in seen or self.prefixes.helps(ids, owner)
+            seen.add(beginning)
             if begun or _is_scored(row) or row.length > PREFILL_TOKENS:
                 alone.append(row)
             elif groups and _fits(row, groups[-1]):
@@ -239,7 +240,7 @@ class Batch:
                 position_ids=(columns_T - first_B1).clamp(min=0),
             )
             for number, row in enumerate(rows):
-                self.prefixes.keep_row(row.request.prompt_ids, _owner(row), cache, number)
+                self.prefixes.keep(row.request.prompt_ids, _owner(row), cache, number)
         except Exception as error:
             _log.warning("prefill of %d prompts together failed: %s", len(rows), type(error).__name__)
             return None

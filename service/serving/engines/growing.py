@@ -63,8 +63,8 @@ class GrowingLayer(DynamicLayer):
         shown = self._shown is not None and self._shown[0] is self.keys and self._shown[1] is self.values
         if shown and self._buffers is not None and self._buffers[0].shape[-2] >= until:
             return self._buffers
-        room = max(0, until - self.keys.shape[-2])
-        return _beside([self.keys], self.keys.shape[-2], room), _beside([self.values], self.keys.shape[-2], room)
+        width = self.keys.shape[-2]
+        return _beside([self.keys], width, until - width), _beside([self.values], width, until - width)
 
 
 def _beside(parts: Sequence[Tensor], width: int, room: int = 0) -> Tensor:

@@ -48,20 +48,18 @@ class Prefixes:
         """Whether `begin` would find something."""
         return self._longest(tuple(prompt_ids), owner)[0] is not None
 
-    def keep(self, prompt_ids: Sequence[int], owner: object, cache: DynamicCache) -> None:
-        """Note a prompt whose cache has just been filled. Its tensors are shared: nobody writes into them."""
-        self.keep_row(prompt_ids, owner, cache, None)
+    def keep(self, prompt_ids: Sequence[int], owner: object, cache: DynamicCache, row: int | None = None) -> None:
+        """Note a prompt whose cache has just been filled. Its tensors are shared: nobody writes into them.
 
-    def keep_row(self, prompt_ids: Sequence[int], owner: object, cache: DynamicCache, row: int | None) -> None:
-        """Likewise, where it is one row of a cache that holds several, aligned at the right: its part is copied."""
+        `row`: its place in a cache that holds several, aligned at the right; that part is copied.
+        """
         ids = tuple(prompt_ids)
         if not _LEAST < len(ids) <= self._max_tokens:
             return
         layers = [(layer.keys, layer.values) for layer in cache.layers]
         if row is not None:
-            layers = [
-                (k[row : row + 1, :, -len(ids) :].clone(), v[row : row + 1, :, -len(ids) :].clone()) for k, v in layers
-            ]
+            part = (slice(row, row + 1), slice(None), slice(-len(ids), None))
+            layers = [(keys[part].clone(), values[part].clone()) for keys, values in layers]
         self._entries[owner, ids] = layers
         self._entries.move_to_end((owner, ids))
         while sum(len(key[1]) for key in self._entries) > self._max_tokens:
