@@ -18,7 +18,8 @@ from tests.sweeps.tiny import tiny_base, tiny_spec
 pytestmark = pytest.mark.ray
 
 POINT = {"learning_rate": 3e-3, "beta": 2.0, "gamma_beta_ratio": 0.25}
-STEPS = 60
+STEPS = 2_000
+"""Ten seconds of training: a trial is not over before a person's first edit reaches it, on a quick machine either."""
 
 
 def _control(capsys: pytest.CaptureFixture[str], run: RunDir, *words: str, status: int = 0) -> dict[str, Any]:
