@@ -169,6 +169,16 @@ def test_beginnings_are_read_once_and_kept() -> None:
     assert counted.prefills[2:] == [(1, 3)] and again.text == fresh.text, "of what was read together, too"
 
 
+def test_a_short_prompt_is_read_together_with_itself() -> None:
+    [short], [long] = prompts(16), prompts(17, seed=1)
+    counted = Counted(tiny_model())
+    twins, others = [Asked(short) for _ in range(2)], [Asked(long) for _ in range(2)]
+    counted.answers(twins, others)
+    assert counted.prefills == [(2, 16), (1, 17)], "of the longer ones the second needs one token"
+    assert counted.batch.prefixes.reused_tokens == 16
+    assert len({one.text for one in twins}) == len({one.text for one in others}) == 1
+
+
 def test_scores_of_prompts_are_read_alone() -> None:
     scoring = Sampling(max_new_tokens=0, temperature=0, echo=True, top_logprobs=1)
     counted = Counted(tiny_model())

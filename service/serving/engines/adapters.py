@@ -112,7 +112,7 @@ class _RoutedLinear(nn.Module):
                 continue
             down, up = pair
             if rows is None:
-                y_BTo += x_BTi @ down @ up
+                y_BTo.view(-1, y_BTo.shape[-1]).addmm_(x_BTi.flatten(0, -2) @ down, up)
             else:
                 y_BTo.index_add_(0, rows, x_BTi[rows] @ down @ up)
         return y_BTo

@@ -212,7 +212,7 @@ class Batch:
         for row in sorted(rows, key=lambda row: row.length):
             ids, owner = row.request.prompt_ids, _owner(row)
             beginning = begins(ids, owner)
-            begun = beginning in seen or self.prefixes.helps(ids, owner)
+            begun = beginning is not None and (beginning in seen or self.prefixes.helps(ids, owner))
             seen.add(beginning)
             if begun or _is_scored(row) or row.length > PREFILL_TOKENS:
                 alone.append(row)

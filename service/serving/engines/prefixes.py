@@ -66,9 +66,9 @@ class Prefixes:
             self._entries.popitem(last=False)
 
 
-def begins(prompt_ids: Sequence[int], owner: object) -> tuple[object, tuple[int, ...]]:
-    """Prompts for which this is the same may have more in common; no others have."""
-    return owner, tuple(prompt_ids[:_LEAST])
+def begins(prompt_ids: Sequence[int], owner: object) -> tuple[object, tuple[int, ...]] | None:
+    """Prompts for which this is the same may have more in common; no others have. None: it is too short to share."""
+    return (owner, tuple(prompt_ids[:_LEAST])) if len(prompt_ids) > _LEAST else None
 
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
