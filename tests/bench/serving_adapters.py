@@ -1,11 +1,12 @@
 """The case `adapters`: 805 prompts for each of 8 adapters, by our engine with all of them or by 8 engines in turn.
 
-    python -m tests.bench.serving_adapters BASE ADAPTER ... --shared    one engine: the base, and the adapters beside it
-    python -m tests.bench.serving_adapters CHECKPOINT                   one of the others: its merged weights
+    python -m tests.bench.serving_adapters BASE ADAPTER ...    one engine: the base, and the adapters beside it
+    python -m tests.bench.serving_adapters CHECKPOINT          one of the others: its merged weights
 
 Each engine is a process: its start, its imports and its loading count. The 8 are of either engine of the service, those
-of vllm where `make test-vllm` has made its environment. One vllm for all adapters is no arm, but `--engine vllm` after
-the first form shows it: on CPUs its adapters are 50 times as slow as merged weights.
+of vllm where `make test-vllm` has made its environment, or transformers' continuous batching as it comes. One vllm for
+all adapters is no arm, but `--engine vllm` after the first form shows it: on CPUs its adapters are 50 times as slow as
+merged weights.
 """
 
 import argparse
@@ -18,12 +19,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from service.serving.engines.base import Engine, Sampling
 from tests.bench.serving_model import TINY, Asked, questions, saved_adapters, saved_model
 from tests.house import REPO
 from tests.serving import vllm_venv
+
+if TYPE_CHECKING:
+    from tests.bench.serving_arm import Arm
 
 Figures = dict[str, Any]
 
@@ -39,8 +42,8 @@ def adapters(home: Path, *, repeats: int, prompts: int = PROMPTS) -> Figures:
     shared, single = list[Figures](), dict[str, list[list[Figures]]]()
     for _ in range(repeats):
         how = ["--prompts", str(prompts)]
-        shared.append(_timed([str(base), *map(str, each), "--shared", *how], home))
-        for name in [name for name in ENGINES if name != "vllm" or vllm_venv.is_made()]:
+        shared.append(_timed([str(base), *map(str, each), *how], home))
+        for name in [name for name in STARTED if name != "vllm" or vllm_venv.is_made()]:
             those = [_timed([str(one), "--engine", name, *how], home) for one in each]
             single.setdefault(name, []).append(those)
     return {
@@ -90,52 +93,74 @@ def main() -> None:
     """Answer all prompts by the models named, and say what was said."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.serving_adapters", description=__doc__)
     parser.add_argument("directories", type=Path, nargs="+")
-    parser.add_argument("--shared", action="store_true", help="the first is a base, the others are its adapters")
     parser.add_argument("--engine", choices=ENGINES, default="transformers")
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     args = parser.parse_args()
     first, *others = args.directories
-    engine = ENGINES[args.engine](first, len(others))
-    engines: list[Engine] = [engine.adapted(other) for other in others] if args.shared else [engine]
+    if others and args.engine == "stock":
+        parser.error("transformers' continuous batching knows no adapters")
+    arms = ENGINES[args.engine](first, others)
     asked = questions(TINY, args.prompts, longest_answer=ANSWER)
     began = time.monotonic()
-    said = asyncio.run(_answers(engines, asked))
+    said = asyncio.run(_answers(arms, asked))
     print(json.dumps({"answering_s": time.monotonic() - began, "said": said}))
-    engine.close()
+    arms[0].close()
 
 
-def _transformers(directory: Path, adapters: int) -> Any:
+def _transformers(directory: Path, adapters: Sequence[Path]) -> "list[Arm]":
     import torch  # noqa: PLC0415  # lazy: the process that only starts engines does without
 
     from service.serving.engines.transformers import TransformersEngine  # noqa: PLC0415  # lazy: as above
     from simpo.memory import keep_freed_pages  # noqa: PLC0415  # lazy: as above
+    from tests.bench.serving_arm import Ours  # noqa: PLC0415  # lazy: as above
 
     torch.set_num_threads(1)
-    engine = TransformersEngine.load(directory, adapters=adapters > 0)
+    engine = TransformersEngine.load(directory, adapters=len(adapters) > 0)
     keep_freed_pages()
-    return engine
+    return [Ours(engine.adapted(each)) for each in adapters] or [Ours(engine)]
 
 
-def _vllm(directory: Path, adapters: int) -> Any:
+def _vllm(directory: Path, adapters: Sequence[Path]) -> "list[Arm]":
     from service.serving.engines.vllm import VllmEngine  # noqa: PLC0415  # lazy: as above
+    from tests.bench.serving_arm import Ours  # noqa: PLC0415  # lazy: as above
 
-    return VllmEngine.load(directory, python=str(vllm_venv.interpreter()), max_adapters=adapters)
-
-
-ENGINES: Mapping[str, Callable[[Path, int], Any]] = {"transformers": _transformers, "vllm": _vllm}
-"""Name of an engine -> how it is loaded: a checkpoint alone, or a base with room for so many adapters."""
+    engine = VllmEngine.load(directory, python=str(vllm_venv.interpreter()), max_adapters=len(adapters))
+    return [Ours(engine.adapted(each)) for each in adapters] or [Ours(engine)]
 
 
-async def _answers(engines: Sequence[Engine], asked: Sequence[Asked]) -> list[list[str]]:
-    """[engine][prompt]: what was said, as a digest."""
-    said = [[""] * len(asked) for _ in engines]
-    todo = iter([(which, number) for which in range(len(engines)) for number in range(len(asked))])
+def _stock(directory: Path, adapters: Sequence[Path]) -> "list[Arm]":
+    import torch  # noqa: PLC0415  # lazy: as above
+
+    from tests.bench.serving_arm import StockBatching  # noqa: PLC0415  # lazy: as above
+
+    torch.set_num_threads(1)
+    return [StockBatching(directory, "float32")]
+
+
+ENGINES: Mapping[str, "Callable[[Path, Sequence[Path]], list[Arm]]"] = {
+    "transformers": _transformers,
+    "vllm": _vllm,
+    "stock": _stock,
+}
+"""Name of an engine -> how it is loaded: a checkpoint alone, or a base and the adapters beside it, an arm for each."""
+
+STARTED: Mapping[str, str] = {
+    "stock": "transformers' continuous batching as it comes",
+    "vllm": "engine `vllm`",
+    "transformers": "engine `transformers`",
+}
+"""What the table calls those that are started for each adapter, in its order."""
+
+
+async def _answers(arms: "Sequence[Arm]", asked: Sequence[Asked]) -> list[list[str]]:
+    """[arm][prompt]: what was said, as a digest."""
+    said = [[""] * len(asked) for _ in arms]
+    todo = iter([(which, number) for which in range(len(arms)) for number in range(len(asked))])
 
     async def client() -> None:
         for which, number in todo:
-            sampling = Sampling(max_new_tokens=asked[number].num_tokens, temperature=0)
-            pieces = [piece.text async for piece in engines[which].stream(asked[number].prompt_ids, sampling)]
-            said[which][number] = hashlib.sha256("".join(pieces).encode()).hexdigest()[:12]
+            parts = [text async for _, text in arms[which].answer(asked[number].prompt_ids, asked[number].num_tokens)]
+            said[which][number] = hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
     await asyncio.gather(*(client() for _ in range(_AT_ONCE)))
     return said

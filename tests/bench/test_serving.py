@@ -28,7 +28,8 @@ def test_a_missed_bar_is_named() -> None:
         return {"clients": {"8": {"batching": batching, "vllm": {"tokens_per_s": vllm}}}}
 
     def adapters(ratio: float) -> dict[str, Any]:
-        return {"engines": {"transformers": {"ratio": [2.0, 1.0, 3.0]}, "vllm": {"ratio": [ratio, 1.0, 3.0]}}}
+        ratios = {"transformers": 1.5, "vllm": 5.0, "stock": ratio}
+        return {"engines": {name: {"ratio": [median, 1.0, 9.0]} for name, median in ratios.items()}}
 
     for measured in (engine(2.0), engine(1.5, vllm=200.0)):
         assert missed_bars({"engine": measured, "gateway": ways(), "adapters": adapters(2.0)}) == []
