@@ -63,6 +63,7 @@ class Arms:
         self._clock = clock
         self._me = secrets.token_hex(8)
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._live: Mapping[str, Live] = {}
         self._fresh_until = float("-inf")
         self._changes = 0
@@ -96,7 +97,11 @@ class Arms:
             self._flushing = asyncio.get_running_loop().create_task(self._flush_later())
 
     def flush(self) -> None:
-        """Write down what was added since the last time."""
+        """Write down what was added since the last time; afterwards it is written, whoever else does so just now."""
+        with self._writing:  # else older sums could be written over newer ones
+            self._flush()
+
+    def _flush(self) -> None:
         with self._lock:
             told = [(key, self._sums[key][0], self._sums[key][1].to_json()) for key in sorted(self._dirty)]
             self._dirty.clear()

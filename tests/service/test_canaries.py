@@ -1,8 +1,11 @@
 """Roll-outs: a candidate takes its share and no more, becomes the champion or is taken back; bad ones never answer."""
 
+import asyncio
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +16,9 @@ from sqlalchemy import select
 from service.canary_watch import candidate
 from service.context import Context
 from service.models import Event
+from service.models_canaries import CanaryCounts
+from service.serving.arms import Arms
+from service.serving.counts import Counts
 from service.serving.declared import DesiredDeployment, project_of, refuse_duplicates, route_prefix, variant_of
 from service.settings import Settings
 from simpo.errors import ConfigError
@@ -283,6 +289,39 @@ def test_streams_that_break_count_as_errors_and_whole_ones_are_looked_at(served:
     assert (figures["answers"], figures["errors"], figures["probed"]) == (3, 2, 1)
     assert (figures["repetition_rate"], figures["truncation_rate"]) == (1.0, 1.0)
     assert figures["p95_first_event_s"] is not None and figures["p95_answer_s"] is None
+
+
+def test_sums_are_written_one_after_the_other(served: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who stands still between adding up and writing does not write older sums over newer ones."""
+    canary(served, weight=100, guard=None)
+    arms, write = Arms(served.store, served.clock), served.store.write
+    stands, goes_on = threading.Event(), threading.Event()
+
+    @contextmanager
+    def stopping() -> Iterator[Any]:
+        if not stands.is_set():
+            stands.set()
+            assert goes_on.wait(300)
+        with write() as session:
+            yield session
+
+    async def answered() -> None:
+        live = await arms.live(path(served).rpartition("/")[2])
+        assert live is not None
+        arms.note(live, "candidate", Counts(answers=1))
+
+    monkeypatch.setattr(served.store, "write", stopping)
+    writers = [threading.Thread(target=arms.flush) for _ in range(2)]
+    for writer in writers:
+        asyncio.run(answered())
+        writer.start()
+        assert stands.wait(300)
+    writers[1].join(0.2)  # it waits for the first one
+    goes_on.set()
+    for writer in writers:
+        writer.join()
+    with served.store.read() as session:
+        assert session.scalars(select(CanaryCounts)).one().counts["answers"] == 2
 
 
 def test_the_version_is_told(served: Plane, serve: TwoVersions) -> None:
