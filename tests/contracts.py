@@ -287,7 +287,7 @@ class JobsContract:
     The methods run in the order of the file against one cluster: a real job takes seconds.
     """
 
-    wait_s = 60.0
+    wait_s = 240.0
 
     def wait(self, what: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self.wait_s

@@ -9,7 +9,7 @@ from pathlib import Path
 from service.local_process import kill_all, members
 from service.local_ray import RayHead
 
-PATIENCE_S = 90.0
+PATIENCE_S = 240.0
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
-_PATIENCE_S = 60.0
+_PATIENCE_S = 300.0
 
 
 class Tab:
@@ -78,14 +78,14 @@ def tab(url: str, home: Path) -> Iterator[Tab]:
     with (home / "chromium.log").open("wb") as log:
         browser = subprocess.Popen(["chromium", *options, "about:blank"], stdout=log, stderr=log)
     try:
-        with connect(_page(browser, home), max_size=None) as wire:
+        with connect(_page(browser, home), max_size=None, open_timeout=_PATIENCE_S, ping_interval=None) as wire:
             opened = Tab(wire)
             opened._call("Page.navigate", url=url)
             opened.until(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
             yield opened
     finally:
         browser.terminate()
-        browser.wait(30)
+        browser.wait(_PATIENCE_S)
 
 
 def _page(browser: "subprocess.Popen[bytes]", home: Path) -> str:
@@ -94,8 +94,8 @@ def _page(browser: "subprocess.Popen[bytes]", home: Path) -> str:
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline and browser.poll() is None:
         if port.exists() and "\n" in (told := port.read_text()):
-            pages = httpx.get(f"http://127.0.0.1:{told.split()[0]}/json/list", trust_env=False).json()
-            for page in pages:
+            listed = f"http://127.0.0.1:{told.split()[0]}/json/list"
+            for page in httpx.get(listed, trust_env=False, timeout=_PATIENCE_S).json():
                 if page["type"] == "page":
                     return str(page["webSocketDebuggerUrl"])
         time.sleep(0.05)

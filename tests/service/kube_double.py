@@ -31,7 +31,10 @@ PREFIX = "/apis/ray.io/v1/"
 
 
 class KubeDouble:
-    """`with KubeDouble() as kube`: `kube.url` is its origin. `speed`: seconds of its clock in a real second."""
+    """`with KubeDouble() as kube`: `kube.url` is its origin. `speed`: seconds of its clock in a real second.
+
+    With 0 it moves by `skip` alone.
+    """
 
     def __init__(self, speed: float = 1.0, tls: ssl.SSLContext | None = None) -> None:
         self.objects: dict[Key, Json] = {}
@@ -52,7 +55,7 @@ class KubeDouble:
         self.changed = threading.Condition(threading.RLock())
         self._owners: dict[Key, fields.Owners] = {}
         self._frozen: dict[Key, Json] | None = None
-        self._speed, self._began = speed, time.monotonic()
+        self._speed, self._began, self._skipped = speed, time.monotonic(), 0.0
         double = self
 
         class Handler(_Handler):
@@ -77,12 +80,12 @@ class KubeDouble:
 
     def now(self) -> datetime:
         """Time by this server's clock."""
-        passed = (time.monotonic() - self._began) * self._speed
+        passed = (time.monotonic() - self._began) * self._speed + self._skipped
         return datetime(2026, 9, 1, 9, 30, tzinfo=UTC) + timedelta(seconds=passed)
 
     def skip(self, seconds: float) -> None:
         """This server's clock moves on at once."""
-        self._began -= seconds / self._speed
+        self._skipped += seconds
 
     def stamp(self) -> str:
         """`now` as Kubernetes writes it."""

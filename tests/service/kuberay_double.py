@@ -75,7 +75,7 @@ class KubeRayDouble:
     def answers(self, service: str, route_prefix: str) -> int | None:
         """Revision of what answers under that path of the Service; None: nothing."""
         cluster = self.clusters.get(self._points.get(service, ""))
-        apps = cluster.apps.values() if cluster else ()
+        apps = list(cluster.apps.values()) if cluster else []  # at once: `running` puts others in
         return next((app.serving for app in apps if app.config["route_prefix"] == route_prefix), None)
 
     def finish(self, job: str, word: str, message: str = "") -> None:

@@ -80,7 +80,8 @@ def _run(home: Path, program: str, *arguments: str) -> None:
     # Output into a file: a server that inherits a pipe keeps it open.
     with (home / "out").open("ab") as out:
         command = [str(shutil.which(program)), *arguments]
-        subprocess.run(command, check=True, user=_user(), cwd=home, stdout=out, stderr=out, timeout=60)
+        patient = {**os.environ, "PGCTLTIMEOUT": "200"}
+        subprocess.run(command, check=True, user=_user(), cwd=home, env=patient, stdout=out, stderr=out, timeout=240)
 
 
 def _user() -> str | None:

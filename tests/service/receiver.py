@@ -13,8 +13,15 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from sqlalchemy import func, select
+
+from service.models_webhooks import WebhookDelivery
+from tests.service.conftest import Plane
+
 Answer = Callable[[int, "Message"], tuple[int, dict[str, str]]]
 """(how many came before, what came) -> status and headers."""
+PATIENCE_S = 300.0
+"""How long a delivery may take, and a test waits for one, where its time is not what is looked at."""
 BODY = b"what a receiver answers is nobody's business"
 
 
@@ -55,7 +62,7 @@ class Receiver:
         """Of all that came."""
         return [message.type for message in self.messages]
 
-    def wait(self, number: int, seconds: float = 30.0) -> list[Message]:
+    def wait(self, number: int, seconds: float = PATIENCE_S) -> list[Message]:
         """Until so many came."""
         deadline = time.monotonic() + seconds
         while len(self.messages) < number:
@@ -113,6 +120,25 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def settle(plane: Plane) -> None:
+    """Until nothing is on its way and nothing is due: no delivery was tried in two passes, however fast they are."""
+    deadline = time.monotonic() + PATIENCE_S
+    tried, quiet = _tried(plane), 0
+    while quiet < 2:
+        plane.reconciler.run_once()
+        while plane.reconciler.delivering:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+            plane.reconciler.run_once()
+        before, tried = tried, _tried(plane)
+        quiet = quiet + 1 if tried == before else 0
+
+
+def _tried(plane: Plane) -> int:
+    with plane.store.read() as session:
+        return session.scalar(select(func.sum(WebhookDelivery.attempts))) or 0
 
 
 def is_signed(message: Message, secret: str) -> bool:

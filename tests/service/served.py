@@ -5,6 +5,7 @@ Or any application, in a thread of this one.
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -37,7 +38,7 @@ class Served:
         except httpx.TransportError:
             return None
 
-    def end(self, seconds: float = 60) -> int:
+    def end(self, seconds: float = 120) -> int:
         """SIGTERM, and its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
@@ -46,15 +47,16 @@ class Served:
 @contextmanager
 def in_thread(app: Any, **options: Any) -> Iterator[str]:
     """An application behind uvicorn in a thread of this process; its origin on loopback. `options`: uvicorn's."""
-    (port,) = free_ports(1)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, **{"log_level": "warning", **options}))
-    thread = threading.Thread(target=server.run)
+    listening = socket.socket()  # bound here, so that nobody else is given its port before the server has it
+    listening.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, **{"log_level": "warning", **options}))
+    thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield "http://{}:{}".format(*listening.getsockname())
     finally:
         server.should_exit = True
         thread.join()
@@ -72,7 +74,7 @@ def served(settings: Settings, log: Path, *, grace_s: int = 20) -> Iterator[Serv
         process = subprocess.Popen(command, env=kept | settings.to_env(), stdout=file, stderr=file)
     found = Served(url=f"http://127.0.0.1:{port}", log=log, process=process)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while found.ready() != 200:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
@@ -80,4 +82,4 @@ def served(settings: Settings, log: Path, *, grace_s: int = 20) -> Iterator[Serv
     finally:
         with suppress(ProcessLookupError):
             process.kill()
-        process.wait(30)
+        process.wait(120)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from service import oidc_keys
 from service.models import Sweep
 from service.models_people import AuditEntry, Project
 from service.oidc import Oidc
@@ -18,7 +19,8 @@ SET_UP = {"oidc_issuer": "https://login.example", "oidc_audience": AUDIENCE}
 
 
 @pytest.fixture
-def issuer() -> Iterator[Issuer]:
+def issuer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Issuer]:
+    monkeypatch.setattr(oidc_keys, "_TIMEOUT_S", 300.0)  # this machine may stand still for as long as a look may take
     with Issuer() as issuer:
         yield issuer
 

@@ -18,7 +18,7 @@ class Models:
     """`left` and `right` answer in turns: neither could finish if they were asked one after the other."""
 
     def __init__(self) -> None:
-        self.turn = threading.Barrier(2, timeout=30)
+        self.turn = threading.Barrier(2, timeout=300)
 
     def chat(self, model: str, messages: Sequence[dict[str, str]], **options: Any) -> Iterator[str]:
         assert messages[-1]["content"] == "hi" and options == {"seed": 1}

@@ -16,8 +16,7 @@ from service.settings import Settings
 from service.webhook_wire import headers_of, new_secret
 from tests.fakes import FakeClock
 from tests.service.conftest import Plane, make_plane
-from tests.service.receiver import Receiver, is_signed, receiver
-from tests.service.test_webhooks import settle
+from tests.service.receiver import PATIENCE_S, Receiver, is_signed, receiver, settle
 
 
 class Through(httpx.BaseTransport):
@@ -36,7 +35,7 @@ class Through(httpx.BaseTransport):
 
 @pytest.fixture
 def local(settings: Settings) -> Iterator[Plane]:
-    yield from make_plane(settings, webhook_loopback=True)
+    yield from make_plane(settings, webhook_loopback=True, webhook_timeout_s=PATIENCE_S)
 
 
 @pytest.fixture

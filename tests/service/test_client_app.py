@@ -163,6 +163,6 @@ def test_events_survive_a_restart_of_the_service(server: Server, client: Client)
     server.happen(sweep.id, "trial.progress", trial_id="t", step=3)
     server.start()
     server.end(sweep.id)
-    watching.join(timeout=20)
+    watching.join(timeout=300)
     assert seen == ["job.queued ", *(f"trial.progress {step}" for step in range(4))]
     assert [event.id for event in client.past_events("sweeps", sweep.id)] == [f"evt_{n:08d}" for n in range(1, 6)]

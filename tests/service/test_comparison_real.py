@@ -92,7 +92,7 @@ def test_a_comparison_from_the_request_to_the_winner_that_answers(real: Plane, t
     assert (promoted["evidence"]["source"], promoted["evaluation"]) == ("finals", None)
 
 
-def ended(plane: Plane, path: str, timeout_s: float = 600) -> Json:
+def ended(plane: Plane, path: str, timeout_s: float = 1800) -> Json:
     """What is shown of it once it is over. The plane's clock goes no faster than ours."""
     until = time.monotonic() + timeout_s
     while True:

@@ -21,6 +21,7 @@ from tests.service.receiver import receiver
 from tests.service.served import Served, served
 
 WATCHERS = 100
+PATIENCE_S = 240.0
 
 
 @pytest.fixture
@@ -41,69 +42,72 @@ async def _watch(http: httpx.AsyncClient, path: str, opened: asyncio.Semaphore) 
 
 
 def _keep_asking(url: str, key: str, statuses: list[int], over: threading.Event) -> None:
-    """New connections all the time, until nobody listens any more."""
+    """New connections all the time, until nobody listens any more: then it is `over`."""
     headers = {"authorization": f"Bearer {key}"}
     while not over.is_set():
         for path in ("/v1/sweeps", "/readyz", "/v1/datasets"):
             try:
-                statuses.append(httpx.get(url + path, headers=headers, trust_env=False, timeout=20).status_code)
+                asked = httpx.get(url + path, headers=headers, trust_env=False, timeout=PATIENCE_S)
+                statuses.append(asked.status_code)
             except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError):
-                return  # it listens no more, or closed a connection on which nothing was asked yet
+                over.set()  # it listens no more, or closed a connection on which nothing was asked yet
+                return
 
 
 def test_an_end_cuts_off_nobody(settings: Settings, tmp_path: Path, ray: RayDouble) -> None:
-    ray.trial_s = 600.0
+    """A second SIGTERM ends its time to say that it goes, once that was heard; the next test waits for that time."""
+    ray.trial_s = 3600.0
     settings = replace(
-        settings, reconcile=True, reconcile_interval_s=0.2, drain_s=1.5, ray_jobs_url=ray.url, ray_token="a-token"
+        settings, reconcile=True, reconcile_interval_s=0.2, drain_s=3000.0, ray_jobs_url=ray.url, ray_token="a-token"
     )
     store = Store(settings.database_url)
     key = create_key(store, "tests")
     headers = {"authorization": f"Bearer {key}"}
     row = json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}).encode() + b"\n"
-    with served(settings, tmp_path / "log") as program:
-        posted = httpx.post(f"{program.url}/v1/sweeps", json={"name": "a"}, headers=headers, trust_env=False)
+    with served(settings, tmp_path / "log", grace_s=3000) as program:
+        wish = {"json": {"name": "a"}, "headers": headers, "timeout": PATIENCE_S}
+        posted = httpx.post(f"{program.url}/v1/sweeps", trust_env=False, **wish)
         sweep_id = posted.json()["id"]
-        signalled, statuses, over = threading.Event(), list[int](), threading.Event()
-        began = ended = 0.0
+        statuses, over, sent = list[int](), threading.Event(), 0
 
         async def upload() -> httpx.Response:
             async def pieces() -> AsyncIterator[bytes]:
-                yield row
-                while not signalled.is_set():
-                    await asyncio.sleep(0.05)
-                for _ in range(30):  # on its way until after nobody new is let in
+                nonlocal sent
+                while not over.is_set() or sent < 2:  # on its way until after nobody new is let in
                     yield row
+                    sent += 1
                     await asyncio.sleep(0.1)
 
-            async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
+            async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:
                 kind = {"content-type": "application/jsonl"}
                 return await http.post(f"{program.url}/v1/datasets", content=pieces(), headers=headers | kind)
 
         async def all_of_it() -> tuple[list[str], httpx.Response, int | None]:
-            nonlocal began
             limits = httpx.Limits(max_connections=None)
             opened = asyncio.Semaphore(0)
             async with httpx.AsyncClient(
-                base_url=program.url, headers=headers, trust_env=False, timeout=60, limits=limits
+                base_url=program.url, headers=headers, trust_env=False, timeout=PATIENCE_S, limits=limits
             ) as http:
                 path = f"/v1/sweeps/{sweep_id}/events"
                 watchers = [asyncio.create_task(_watch(http, path, opened)) for _ in range(WATCHERS)]
                 sending = asyncio.create_task(upload())
                 for _ in range(WATCHERS):
                     await opened.acquire()
-                await asyncio.sleep(0.3)
-                began = time.monotonic()
+                while statuses.count(200) <= 3 or not sent:
+                    await asyncio.sleep(0.05)
                 program.process.terminate()
-                signalled.set()
                 ready = await asyncio.to_thread(_not_ready, program)
+                before = statuses.count(200)
+                while statuses.count(200) <= before + 3:  # everything else is answered as before
+                    await asyncio.sleep(0.05)
+                program.process.terminate()
                 return await asyncio.gather(*watchers), await sending, ready
 
         asker = threading.Thread(target=_keep_asking, args=(program.url, key, statuses, over))
         asker.start()
         try:
             texts, uploaded, ready = asyncio.run(all_of_it())
-            program.process.wait(60)
-            ended = time.monotonic()
+            program.process.wait(PATIENCE_S)  # far less than it may take: nobody is waited for in vain
         finally:
             over.set()
             asker.join()
@@ -111,9 +115,8 @@ def test_an_end_cuts_off_nobody(settings: Settings, tmp_path: Path, ray: RayDoub
     assert all("job.queued" in text and "event: done" not in text for text in texts)
     hints = {text.rpartition("retry: ")[2] for text in texts}
     assert all(1000 <= int(hint) <= 5000 for hint in hints) and len(hints) > 10, "a hint each, and not the same"
-    assert uploaded.status_code == 201 and uploaded.json()["rows"] == 31
+    assert uploaded.status_code == 201 and uploaded.json()["rows"] == sent > 1
     assert set(statuses) <= {200, 503} and statuses.count(200) > 3
-    assert ended - began < 60
     with store.read() as session:
         leases = session.scalars(select(Lease)).all()
     assert {lease.name for lease in leases} == {"reconciler", "deployments", "webhooks", "datasets"}
@@ -122,7 +125,8 @@ def test_an_end_cuts_off_nobody(settings: Settings, tmp_path: Path, ray: RayDoub
 
 
 def _not_ready(program: Served) -> int | None:
-    while (status := program.ready()) == 200:
+    until = time.monotonic() + PATIENCE_S
+    while (status := program.ready()) != 503 and program.process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
     return status
 
@@ -146,7 +150,7 @@ def test_no_secret_comes_into_the_log(settings: Settings, tmp_path: Path, ray: R
     with (
         served(settings, tmp_path / "log") as program,
         receiver() as there,
-        httpx.Client(base_url=program.url, trust_env=False, timeout=30) as http,
+        httpx.Client(base_url=program.url, trust_env=False, timeout=PATIENCE_S) as http,
     ):
         there.answer = lambda number, message: (500, {"x-token": secrets[0]})
         hook = http.post("/v1/webhooks", headers=headers, json={"url": f"{there.url}&t={secrets[2]}", "events": ["*"]})
@@ -163,11 +167,11 @@ def test_no_secret_comes_into_the_log(settings: Settings, tmp_path: Path, ray: R
             http.get("/v1/sweeps", headers={name: value.encode() for name, value in odd.items()})
             http.post(f"/v1/files?api_key={each}", content=each, headers=headers)
         http.get("/v1/sweeps/a%0d%0aforged%20line%00", headers=headers)
-        for _ in range(300):
-            shown = http.get(f"/v1/sweeps/{posted.json()['id']}", headers=headers).json()
-            if shown["reason"] == "RAY_UNREACHABLE":
-                break
+        shown, until = posted.json(), time.monotonic() + PATIENCE_S
+        while shown["reason"] != "RAY_UNREACHABLE":
+            assert time.monotonic() < until, shown
             time.sleep(0.1)
+            shown = http.get(f"/v1/sweeps/{posted.json()['id']}", headers=headers).json()
         assert ray.url.partition("//")[2] in shown["message"] and "p4ssw0rd" not in repr(shown)
         program.end()
     written = (tmp_path / "log").read_text()

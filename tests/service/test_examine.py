@@ -38,13 +38,14 @@ def test_rows_that_are_no_preferences_are_a_report_too(doctor: Doctor, tmp_path:
 
 
 def test_a_process_ends_at_its_limits() -> None:
-    def limited(program: str, *, timeout_s: float = 60, wanted: bool = True) -> tuple[int, str, str]:
+    def limited(program: str, *, timeout_s: float = 300, wanted: bool = True) -> tuple[int, str, str]:
         command = [sys.executable, "-c", program]
         return run_limited(command, timeout_s=timeout_s, memory_bytes=GIB // 2, wanted=lambda: wanted)
 
     code, out, _ = limited("import os; print(sorted(os.environ), os.getcwd() == os.environ['HOME'])")
     assert code == 0 and "SIMPO" not in out and out.endswith("True\n")
-    code, _, err = limited("import time; time.sleep(1); bytearray(1 << 30)")
+    set_ = f"resource.getrlimit(resource.RLIMIT_AS)[0] == {GIB // 2}"  # from outside, a moment after it has begun
+    code, _, err = limited(f"import resource\nwhile not {set_}: pass\nbytearray(1 << 30)")
     assert code == 1 and "MemoryError" in err
     with pytest.raises(DoctorFailed, match="longer than 0 s"):
         limited("import time; time.sleep(600)", timeout_s=0)

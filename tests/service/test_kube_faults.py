@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    with KubeDouble() as kube:
+    with KubeDouble(speed=0.0) as kube:
         yield Stage(kube, tmp_path)
 
 
@@ -107,7 +107,7 @@ def test_conflicts_between_look_and_apply_end_by_themselves(wired: Plane, stage:
 
 def test_retry_after_is_kept_whoever_asks(tmp_path: Path) -> None:
     now = 0.0
-    with KubeDouble() as kube:
+    with KubeDouble(speed=0.0) as kube:
         api = KubeApi(kubeconfig=kubeconfig(tmp_path, kube.url), monotonic=lambda: now)
         kube.faults = [(429, "TooManyRequests", 30.0)]
         calls: list[Callable[[], object]] = [

@@ -212,6 +212,8 @@ def test_between_two_passes_a_glance_takes_what_was_written_without_ray(settings
         sweep_id = plane.post()["id"]
         plane.turn()
         driver = plane.drive(sweep_id).start()
+        journal = driver.attempt.path / "journal"
+        os.utime(journal, (100, 100))  # its time is as coarse as the kernel's clock: we are faster than that
         plane.turn()
         plane.jobs.calls.clear()
         supervisor = plane.reconciler._supervisor
@@ -219,6 +221,7 @@ def test_between_two_passes_a_glance_takes_what_was_written_without_ray(settings
             assert not supervisor.glance()
         assert not statements, "nothing was written: no statement"
         driver.create(0)
+        os.utime(journal, (200, 200))
         assert not supervisor.glance()
         assert plane.events(sweep_id)[-1] == "trial.created"
         driver.end(0, value=0.5)
@@ -233,6 +236,8 @@ def test_a_journal_is_not_listed_again_while_its_time_says_so_but_not_believed_f
     watch = Watch(clock)
     attempt = RunDir(tmp_path).claim(1)
     attempt.append("job.started", "")
+    folder = attempt.path / "journal"
+    os.utime(folder, (100, 100))  # long ago: what comes next changes it, however fast
 
     def seen(after_seq: int) -> int:
         sight = watch.look("a", attempt, after_seq=after_seq, spec_hash="", jobs={})
@@ -242,7 +247,6 @@ def test_a_journal_is_not_listed_again_while_its_time_says_so_but_not_believed_f
     assert seen(1) == 0
     clock.advance(3.0)
     assert seen(1) == 0
-    folder = attempt.path / "journal"
     before = folder.stat()
     attempt.append("job.phase", "")
     assert watch.grown() == ["a"]

@@ -86,8 +86,9 @@ def test_who_ignores_sigterm_is_killed_and_who_does_not_may_finish(stack_id: str
     for name, text in (("polite", polite), ("stubborn", stubborn)):
         spawn(["sh", "-c", text], stack_id=stack_id, environment={}, directory=tmp_path, log=tmp_path / name)
         wait_for(lambda name=name: (tmp_path / name).read_text() == "ready\n", name)
-    end(members(stack_id, "trap"), grace_s=0.4)
+    end(members(stack_id, "echo done"), grace_s=120.0)  # which it does not take
     assert (tmp_path / "polite").read_text() == "ready\ndone\n"
+    end(members(stack_id, "trap"), grace_s=0.4)
     assert members(stack_id, "trap") == []
 
 

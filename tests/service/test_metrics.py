@@ -12,8 +12,7 @@ from service.context import Context
 from service.gauges import Gauges
 from service.settings import Settings
 from tests.service.conftest import Plane, make_plane
-from tests.service.receiver import receiver
-from tests.service.test_webhooks import settle
+from tests.service.receiver import PATIENCE_S, receiver, settle
 
 Sample = tuple[str, frozenset[tuple[str, str]]]
 
@@ -37,7 +36,7 @@ def one(found: dict[Sample, float], name: str, **labels: str) -> float:
 @pytest.fixture
 def counting(settings: Settings) -> Iterator[Plane]:
     """A plane with the figures of a process that reconciles, although it moves by `turn` alone."""
-    for plane in make_plane(settings, webhook_loopback=True):
+    for plane in make_plane(settings, webhook_loopback=True, webhook_timeout_s=PATIENCE_S):
         context: Context = plane.client.app.state.context  # type: ignore[attr-defined]
         context.metrics.add(Gauges(plane.store, plane.clock))
         yield plane

@@ -26,7 +26,7 @@ from tests.service.ray_double import TOKEN, RayDouble
 
 QUEUE = {"prj_a": 280, "prj_b": 80, "prj_c": 36, "prj_d": 4}
 LIMIT = 4
-PATIENCE_S = 400.0
+PATIENCE_S = 1200.0
 
 
 def test_a_queue_of_hundreds_ends_in_order_and_shares_are_fair(settings: Settings) -> None:
@@ -53,7 +53,10 @@ def test_a_queue_of_hundreds_ends_in_order_and_shares_are_fair(settings: Setting
         began, most = time.monotonic(), 0
         while _left(store):
             assert time.monotonic() - began < PATIENCE_S
-            time.sleep(0.02)  # for the drivers, which are threads of this process
+            while any(not job.terminal for job in ray.jobs.list().values()):
+                # For the drivers, which are threads of this process: each has a place for one pass, however slow it is.
+                assert time.monotonic() - began < PATIENCE_S
+                time.sleep(0.001)
             reconciler.run_once()
             most = max(most, sum(not job.terminal for job in jobs.list().values()))
         _look_at(store, most)

@@ -77,7 +77,7 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    with KubeDouble() as kube:
+    with KubeDouble(speed=0.0) as kube:
         yield Stage(kube, tmp_path)
 
 
@@ -123,7 +123,7 @@ class TestRayServiceDeployer(DeployerContract):
     "other", [{"model_path": "s3://bucket/simpo/sweeps/swp_1/attempts/1/trials/trl_0001/final"}, {"engine": "vllm"}]
 )
 def test_whatever_we_declare_is_known_as_ours(tmp_path: Path, other: dict[str, str]) -> None:
-    with KubeDouble() as kube:
+    with KubeDouble(speed=0.0) as kube:
         stage = Stage(kube, tmp_path, replicas=Replicas(vllm_python="/opt/vllm/bin/python", cache_dir="/cache"))
         stage.deployer.apply([replace(WINNER, **other)])
         stage.pass_time()
@@ -290,7 +290,7 @@ def test_a_field_that_a_human_took_is_told_and_left_alone(stage: Stage) -> None:
 
 
 def test_with_force_it_is_taken_back(tmp_path: Path) -> None:
-    with KubeDouble() as kube:
+    with KubeDouble(speed=0.0) as kube:
         stage = Stage(kube, tmp_path, force=True)
         stage.deployer.apply([WINNER])
         stage.pass_time()

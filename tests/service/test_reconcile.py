@@ -392,17 +392,18 @@ def test_a_job_that_turns_up_after_its_sweep_ended_is_stopped(plane: Plane) -> N
 # -- one reconciler at a time
 
 
-def test_a_second_reconciler_waits_for_the_lease(plane: Plane) -> None:
-    second = Reconciler(
-        store=plane.store, jobs=plane.jobs, deployer=plane.deployer, settings=plane.settings, clock=plane.clock
-    )
-    plane.turn()
-    sweep_id = plane.post()["id"]
-    second.run_once()
-    assert plane.sweep(sweep_id)["reason"] == "QUEUED"
-    plane.reconciler.stop()
-    second.run_once()
-    assert plane.sweep(sweep_id)["reason"] == "STARTING"
+def test_a_second_reconciler_waits_for_the_lease(settings: Settings) -> None:
+    for plane in make_plane(settings, reconcile_interval_s=1000.0):  # a lease is thrice as long, by a real clock
+        second = Reconciler(
+            store=plane.store, jobs=plane.jobs, deployer=plane.deployer, settings=plane.settings, clock=plane.clock
+        )
+        plane.turn()
+        sweep_id = plane.post()["id"]
+        second.run_once()
+        assert plane.sweep(sweep_id)["reason"] == "QUEUED"
+        plane.reconciler.stop()
+        second.run_once()
+        assert plane.sweep(sweep_id)["reason"] == "STARTING"
 
 
 def test_a_broken_run_directory_does_not_stop_the_others(settings: Settings) -> None:

@@ -45,7 +45,7 @@ class TestPostgres(StoreContract):
         program = "import sys\nfrom service.store import Store\nStore(sys.argv[1]).migrate()"
         starts = [[sys.executable, "-c", program, url] for _ in range(2)]
         processes = [subprocess.Popen(start) for start in starts]
-        assert [process.wait(60) for process in processes] == [0, 0]
+        assert [process.wait(240) for process in processes] == [0, 0]
 
 
 # -- migrations

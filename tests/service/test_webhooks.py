@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from service import deliveries, events, outbox
+from service import courier, deliveries, events, outbox
 from service.auth import create_key
 from service.models_webhooks import Webhook, WebhookDelivery
 from service.settings import Settings
 from service.webhook_reach import Checked, client
 from sweeps.judges_reach import NotPublic
 from tests.service.conftest import Plane, make_plane
+from tests.service.faults.world import wait
 from tests.service.postgres import fresh_database
-from tests.service.receiver import BODY, Message, Receiver, is_signed, receiver
+from tests.service.receiver import BODY, PATIENCE_S, Message, Receiver, is_signed, receiver, settle
 
 Json = dict[str, Any]
 
@@ -30,7 +32,7 @@ Json = dict[str, Any]
 @pytest.fixture
 def local(settings: Settings) -> Iterator[Plane]:
     """A plane that may tell this machine."""
-    yield from make_plane(settings, webhook_loopback=True, webhook_timeout_s=5.0)
+    yield from make_plane(settings, webhook_loopback=True, webhook_timeout_s=PATIENCE_S)
 
 
 @pytest.fixture
@@ -45,17 +47,6 @@ def subscribe(plane: Plane, url: str, *events: str, **more: Any) -> Json:
     assert answer.status_code == 201, answer.text
     made: Json = answer.json()
     return made
-
-
-def settle(plane: Plane) -> None:
-    """Until nothing is on its way and nothing is due."""
-    deadline = time.monotonic() + 30
-    for _ in range(2):  # the second look finds what the first one's end made due
-        plane.reconciler.run_once()
-        while plane.reconciler.delivering:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-            plane.reconciler.run_once()
 
 
 def told(plane: Plane, hook: Json, query: str = "?order=asc") -> list[Json]:
@@ -97,7 +88,7 @@ def test_events_come_signed_in_order_and_once(local: Plane, there: Receiver) -> 
 
 def test_on_postgresql_too(postgres: Path, tmp_path: Path, there: Receiver) -> None:
     settings = Settings(database_url=fresh_database(postgres), store=tmp_path / "store", reconcile=False)
-    for plane in make_plane(settings, webhook_loopback=True):
+    for plane in make_plane(settings, webhook_loopback=True, webhook_timeout_s=PATIENCE_S):
         there.answer = lambda number, message: (500 if number == 0 else 200, {})
         hook, sweep_id = subscribe(plane, there.url, "job.*"), plane.post()["id"]
         for _ in range(3):
@@ -174,7 +165,10 @@ def test_what_was_put_aside_as_a_webhook_ended_is_given_up(local: Plane, there: 
     assert there.messages == [] and [row["state"] for row in told(local, hook)] == ["DEAD"]
 
 
-def test_a_receiver_is_left_in_peace_while_our_database_does_not_write(local: Plane, there: Receiver) -> None:
+def test_a_receiver_is_left_in_peace_while_our_database_does_not_write(
+    local: Plane, there: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier, "_UNRECORDED_S", PATIENCE_S)  # longer than this test stands still
     subscribe(local, there.url, "job.queued")
     local.post()
     full = "CREATE TRIGGER full BEFORE UPDATE ON webhook_deliveries BEGIN SELECT RAISE(FAIL, 'full'); END"
@@ -231,25 +225,25 @@ def test_a_redirect_is_not_followed_and_no_answer_is_kept(local: Plane, there: R
 
 def test_an_answer_without_end_and_one_that_does_not_come_hold_up_nobody(settings: Settings) -> None:
     with receiver() as endless, receiver() as silent, receiver() as good:
-        endless.endless, silent.slow_s = True, 60.0
-        for plane in make_plane(settings, webhook_loopback=True, webhook_timeout_s=1.0):
+        endless.endless, silent.slow_s = True, 10 * PATIENCE_S
+        with contextmanager(make_plane)(settings, webhook_loopback=True, webhook_timeout_s=2 * PATIENCE_S) as plane:
             hooks = [subscribe(plane, each.url, "job.queued") for each in (endless, silent, good)]
             plane.post()
-            began = time.monotonic()
             plane.reconciler.run_once()
-            assert plane.reconciler.delivering
-            good.wait(1)
+            wait(lambda: [told(plane, hook)[0]["state"] for hook in hooks] == ["DELIVERED", "PENDING", "DELIVERED"])
+            assert plane.reconciler.delivering and len(good.messages) == 1
+            plane.reconciler.stop()
+        for plane in make_plane(settings, webhook_loopback=True, webhook_timeout_s=1.0):
             settle(plane)
-            assert time.monotonic() - began < 20
-            rows = [told(plane, hook)[0] for hook in hooks]
-            assert [row["state"] for row in rows] == ["DELIVERED", "PENDING", "DELIVERED"]
-            assert rows[1]["message"] == "No answer within 1 s." and rows[1]["next_attempt_at"]
+            (row,) = told(plane, hooks[1])
+            assert (row["state"], row["attempts"], row["message"]) == ("PENDING", 1, "No answer within 1 s.")
+            assert row["next_attempt_at"]
 
 
 def test_delivering_never_holds_up_a_pass(settings: Settings) -> None:
     with receiver() as silent:
-        silent.slow_s = 60.0
-        for plane in make_plane(settings, webhook_loopback=True, webhook_timeout_s=30.0):
+        silent.slow_s = 10 * PATIENCE_S
+        for plane in make_plane(settings, webhook_loopback=True, webhook_timeout_s=2 * PATIENCE_S):
             subscribe(plane, silent.url)
             sweep_id = plane.post()["id"]
             for _ in range(3):
@@ -258,7 +252,7 @@ def test_delivering_never_holds_up_a_pass(settings: Settings) -> None:
             assert plane.sweep(sweep_id)["reason"] == "STARTING" and plane.reconciler.delivering
             began = time.monotonic()
             plane.reconciler.stop()
-            assert time.monotonic() - began < 10 and len(silent.messages) == 1
+            assert time.monotonic() - began < PATIENCE_S and len(silent.messages) == 1
             with plane.store.read() as session:
                 rows = session.query(WebhookDelivery).order_by(WebhookDelivery.seq).all()
                 assert [(row.state, row.attempts) for row in rows] == [("PENDING", 0)] * len(rows), "sent by the next"
@@ -324,7 +318,7 @@ def test_a_webhook_belongs_to_its_project_and_hears_of_it_alone(local: Plane, th
 
 def post(transport: Checked, url: str) -> int:
     async def once() -> int:
-        async with client(transport, 5.0) as http, http.stream("POST", url, content=b"{}") as answer:
+        async with client(transport, PATIENCE_S) as http, http.stream("POST", url, content=b"{}") as answer:
             return answer.status_code
 
     return asyncio.run(once())

@@ -10,7 +10,7 @@ from service.auth import create_key
 from service.settings import Settings
 from service.store import Store
 from tests.service.ray_double import RayDouble
-from tests.service.receiver import is_signed, receiver
+from tests.service.receiver import PATIENCE_S, is_signed, receiver
 from tests.service.served import served
 
 SWEEPS = 4
@@ -20,7 +20,7 @@ def test_every_event_comes_at_least_once_whoever_is_killed(settings: Settings, t
     store = Store(settings.database_url)
     headers = {"authorization": f"Bearer {create_key(store, 'tests')}"}
     with RayDouble() as ray, receiver() as there:
-        there.slow_s = 60.0  # the first process hears no answer
+        there.slow_s = 10 * PATIENCE_S  # the first process hears no answer
         settings = replace(
             settings,
             reconcile=True,
@@ -28,10 +28,10 @@ def test_every_event_comes_at_least_once_whoever_is_killed(settings: Settings, t
             ray_jobs_url=ray.url,
             ray_token="a-token",
             webhook_loopback=True,
-            webhook_timeout_s=60.0,
+            webhook_timeout_s=2 * PATIENCE_S,
         )
         with served(settings, tmp_path / "first") as program:
-            http = httpx.Client(base_url=program.url, headers=headers, trust_env=False)
+            http = httpx.Client(base_url=program.url, headers=headers, trust_env=False, timeout=PATIENCE_S)
             hook = http.post("/v1/webhooks", json={"url": there.url, "events": ["job.*"]}).json()
             ids = [http.post("/v1/sweeps", json={"name": f"s{n}"}).json()["id"] for n in range(SWEEPS)]
             for id in ids:
@@ -41,10 +41,12 @@ def test_every_event_comes_at_least_once_whoever_is_killed(settings: Settings, t
             http.close()
         there.slow_s = 0.0
         with served(settings, tmp_path / "second") as program:
-            http = httpx.Client(base_url=program.url, headers=headers, trust_env=False)
-            deadline = time.monotonic() + 60
-            while http.get(f"/v1/webhooks/{hook['id']}/deliveries?state=PENDING").json()["data"] or any(
-                http.get(f"/v1/sweeps/{id}").json()["state"] != "CANCELLED" for id in ids
+            http = httpx.Client(base_url=program.url, headers=headers, trust_env=False, timeout=PATIENCE_S)
+            deadline = time.monotonic() + PATIENCE_S
+            # In this order: once all are over, nothing new is put aside.
+            while (
+                any(http.get(f"/v1/sweeps/{id}").json()["state"] != "CANCELLED" for id in ids)
+                or http.get(f"/v1/webhooks/{hook['id']}/deliveries?state=PENDING").json()["data"]
             ):
                 assert time.monotonic() < deadline, (tmp_path / "second").read_text()
                 time.sleep(0.1)

@@ -56,7 +56,7 @@ class History:
         *,
         key: str | None = None,
         body: Json | None = None,
-        patience_s: float = 30,
+        patience_s: float = 120,
     ) -> Call:
         """One request, recorded."""
         headers = {"authorization": f"Bearer {self.api_key}", **({"idempotency-key": key} if key else {})}

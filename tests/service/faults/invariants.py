@@ -3,7 +3,7 @@
     I1  every acknowledged POST has exactly one row         I7  a succeeded sweep has the winner of an undisturbed one
     I2  same Idempotency-Key: same id, same body            I8  each attempt has one job at most, no job is without one
     I3  only legal moves; what is over stays over           I9  who watches hears every event once, the end included
-    I4  one open attempt of a sweep at most                 I11 (`World.settle`) all is over a minute after the fault
+    I4  one open attempt of a sweep at most                 I11 (`World.settle`) all is over soon after the fault
     I5  the tables hold what counts of the journals, once   I12 no secret stands in a log
     I6  no more trials than the budget has                  I10 each change that somebody made stands in the audit once
 

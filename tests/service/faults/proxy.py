@@ -1,4 +1,4 @@
-"""A TCP proxy that a test turns into a bad network: refusing, swallowing, deaf in one direction, or slow."""
+"""A TCP proxy that a test turns into a bad network: refusing, swallowing, deaf in one direction, slow or late."""
 
 import contextlib
 import socket
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-Manner = Literal["open", "refuse", "swallow", "one-way", "slow"]
+Manner = Literal["open", "refuse", "swallow", "one-way", "slow", "late"]
 _BIT = 65536
 
 
@@ -15,8 +15,8 @@ class Proxy:
     """`with Proxy(target) as proxy`: what connects to `proxy.port` reaches the target, in the manner of the moment.
 
     refuse: connections end at once. swallow: they stand, and nothing passes (half-open). one-way: what is asked
-    arrives, the answer does not. slow: every bit of a request waits for `delay_s`. open: what stood meanwhile is reset,
-    as by a network that has forgotten its connections.
+    arrives, the answer does not. slow: every bit of a request waits for `delay_s`. late: a request arrives when who
+    asked has given up. open: what stood meanwhile is reset, as by a network that has forgotten its connections.
     """
 
     def __init__(self, target: tuple[str, int] | Path, *, delay_s: float = 2.0) -> None:
@@ -83,6 +83,8 @@ class Proxy:
                     continue
                 if self._manner == "slow" and asks:
                     time.sleep(self._delay_s)
+                if self._manner == "late" and asks:
+                    bit += b"".join(iter(lambda: source.recv(_BIT), b""))
                 sink.sendall(bit)
         _close(source)
         _close(sink)

@@ -42,13 +42,13 @@ class RealRay:
         kept = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.home / "kept")} if keep else {}
         head = replace(self._head, more=kept)
         head.start(self.token, self.home / "head.log")
-        wait(lambda: head.answers(self.token), 120, lambda: (self.home / "head.log").read_text())
+        wait(lambda: head.answers(self.token), told=lambda: (self.home / "head.log").read_text())
 
     def kill(self, spare: Collection[int] = ()) -> None:
         """kill -9 of the GCS, which takes the head with it; then of what is left, but for these processes."""
         for process in members(self._head.stack_id, "gcs_server"):
             process.kill()
-        wait(lambda: not members(self._head.stack_id, "raylet"), 60)
+        wait(lambda: not members(self._head.stack_id, "raylet"))
         for process in members(self._head.stack_id):
             if process.pid not in spare:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -57,7 +57,7 @@ class RealRay:
     def jobs(self) -> dict[str, str]:
         """Id -> status of everything it knows."""
         headers = {"authorization": f"Bearer {self.token}"}
-        found = httpx.get(f"{self.url}/api/jobs/", headers=headers, trust_env=False, timeout=30).json()
+        found = httpx.get(f"{self.url}/api/jobs/", headers=headers, trust_env=False, timeout=120).json()
         return {job["submission_id"]: job["status"] for job in found if job["submission_id"]}
 
     def created(self) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 from tests.service.faults.conftest import Make
 from tests.service.faults.invariants import check
 from tests.service.faults.toy_driver import body
-from tests.service.faults.world import Member, World
+from tests.service.faults.world import Member, World, wait
 
 
 @pytest.mark.parametrize("place", ["post.before_commit", "post.after_commit"])
@@ -54,11 +54,13 @@ def _kill_five_times(world: World, start: Callable[[], Member], undisturbed: Pat
     api = start()
     watchers = [world.watch(world.post_sweep(api, "watched"))]
     over = threading.Event()
+    ordered: list[int] = []
 
     def ask(n: int) -> None:
         sweep_id = world.post_sweep(api, f"s{n}")  # the port stays the same over all restarts
         if n % 3 == 0:
             world.cancel(api, sweep_id)
+        ordered.append(n)
         while not over.is_set():
             world.history.ask(api.url, "GET", f"/v1/sweeps/{sweep_id}", patience_s=5)
             over.wait(0.1)
@@ -71,9 +73,10 @@ def _kill_five_times(world: World, start: Callable[[], Member], undisturbed: Pat
                 threading.Event().wait(chance.uniform(0.0, 0.5))
                 member.kill()
                 member = start()
+            wait(lambda: len(ordered) == 6, told=lambda: ordered)  # what is ordered later is over later
             world.settle()
         finally:
             over.set()
     for each in [*(future.result for future in asking), *(watcher.join for watcher in watchers)]:
-        each(timeout=60)
+        each(timeout=240)
     check(world, like=undisturbed)

@@ -33,7 +33,7 @@ def test_a_database_that_crashes_and_comes_back(on_postgres: Make, postgres: Pat
             _next_answer(world, 202)
     _answers_were_honest(world)
     world.settle()
-    watcher.join(60)
+    watcher.join(240)
     check(world, like=undisturbed)
 
 
@@ -45,7 +45,7 @@ def test_connections_that_are_cut_under_load(on_postgres: Make, postgres: Path, 
     admin = create_engine(server.socket_url(postgres, "postgres"), isolation_level="AUTOCOMMIT")
     with _clients_at_work(world, api), admin.connect() as connection:
         for _ in range(15):
-            assert connection.execute(cut).scalar_one() > 0
+            wait(lambda: connection.execute(cut).scalar_one() > 0)  # whoever was cut off comes back when it can
             threading.Event().wait(0.2)
     admin.dispose()
     _answers_were_honest(world)
@@ -59,7 +59,7 @@ def test_a_database_that_somebody_else_locks(installation: Make, undisturbed: Pa
     api = world.api()
     first = world.post_sweep(api, "first")
     world.until(first, "RUNNING", "SUCCEEDED")
-    somebody = sqlite3.connect(tmp_path / "simpo.db", isolation_level=None, timeout=30)
+    somebody = sqlite3.connect(tmp_path / "simpo.db", isolation_level=None, timeout=120)
     with _clients_at_work(world, api):
         somebody.execute("BEGIN EXCLUSIVE")
         try:
@@ -107,7 +107,7 @@ def _clients_at_work(world: World, api: Member) -> Iterator[None]:
     finally:
         over.set()
         for client in clients:
-            client.join(90)
+            client.join(240)
 
 
 def _next_answer(world: World, status: int) -> None:
@@ -125,4 +125,4 @@ def _answers_were_honest(world: World) -> None:
 
 
 def _probe(api: Member, path: str) -> int:
-    return httpx.get(f"{api.url}/{path}", trust_env=False, timeout=30).status_code
+    return httpx.get(f"{api.url}/{path}", trust_env=False, timeout=120).status_code

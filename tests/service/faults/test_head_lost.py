@@ -34,7 +34,7 @@ def test_a_head_without_memory_and_its_drivers_die(on_both: Make, undisturbed: P
 
 
 def test_drivers_that_outlive_their_head_are_believed_over_it(installation: Make, undisturbed: Path) -> None:
-    world = installation()
+    world = installation(heartbeat_stale_s=120.0)  # a heart may be slow here
     world.hold(*MIDWAY)
     world.reconciler()
     sweep_id = world.post_sweep(world.api(), "one")
@@ -68,16 +68,18 @@ def test_a_cancel_reaches_a_driver_that_ray_has_forgotten(installation: Make) ->
 def test_a_head_that_remembers_says_running_and_is_not_believed(
     installation: Make, undisturbed: Path, wish: str
 ) -> None:
-    world = installation(keep=True, heartbeat_hung_s=5.0)
+    world = installation(keep=True, heartbeat_hung_s=12.0)
     world.hold(*MIDWAY)
-    world.reconciler()
+    reconciler = world.reconciler()
     api = world.api()
     sweep_id = world.post_sweep(api, "one")
     world.midway(sweep_id)
+    reconciler.signal(signal.SIGSTOP)  # or it might ask for the end of that job before we look
     world.ray.kill()
     world.kill_drivers()
     world.ray.start(keep=True)
     assert world.ray.jobs() == {submission_id(sweep_id, 1): "RUNNING"}, "a lie"
+    reconciler.signal(signal.SIGCONT)
     world.release()
     if wish == "cancel":
         world.cancel(api, sweep_id)

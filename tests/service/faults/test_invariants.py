@@ -26,7 +26,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory, migrated: Path) -> Iterator[
         watcher = world.watch(won)
         world.reconciler()
         world.settle()
-        watcher.join(60)
+        watcher.join(240)
         world.post_sweep(api, "won")
         world.history.ask(api.url, "GET", f"/v1/sweeps/{won}")
         facts = gather(world)

@@ -21,7 +21,7 @@ from tests.service.faults.world import Member, World, wait
 PATIENCE_S = 1.0
 
 
-@pytest.mark.parametrize("manner", ["refuse", "swallow", "one-way", "slow"])
+@pytest.mark.parametrize("manner", ["refuse", "swallow", "one-way", "late"])
 def test_between_reconciler_and_ray_while_it_submits(installation: Make, undisturbed: Path, manner: Manner) -> None:
     world = installation()
     with _ray_behind(world) as (proxy, settings):
@@ -34,6 +34,8 @@ def test_between_reconciler_and_ray_while_it_submits(installation: Make, undistu
         assert (shown.status, shown.answer["state"]) == (200, "PENDING")
         since = _stale_since(world, api, sweep_id)
         assert _stale_since(world, api, sweep_id) == since, "of the first silent look"
+        if manner in ("one-way", "late"):
+            wait(lambda: world.ray.created() == [submission_id(sweep_id, 1)])  # it arrived, and nobody knows
         proxy.become("open")
         world.until(sweep_id, "SUCCEEDED")
         assert world.row(sweep_id).stale_since is None
@@ -92,11 +94,9 @@ def test_between_api_and_database(on_postgres: Make, postgres: Path, undisturbed
         with ThreadPoolExecutor(60) as pool:  # more than the API has threads
             asked = [pool.submit(world.post_sweep, api, f"s{n}") for n in range(60)]
             threading.Event().wait(1.0)
-            begun = time.monotonic()
-            assert httpx.get(f"{api.url}/healthz", trust_env=False, timeout=20).status_code == 200
-            assert time.monotonic() - begun < 15, "alive, whatever its database does"
+            assert min(_healthy_after(api) for _ in range(3)) < 5, "alive, whatever its database does"
             proxy.become("open")
-            ids = [future.result(timeout=150) for future in asked]
+            ids = [future.result(timeout=300) for future in asked]
         assert {call.status for call in world.history.calls} <= {0, 202, 409, 503}
         for sweep_id in ids:
             assert world.cancel(api, sweep_id).status in (202, 409)
@@ -134,11 +134,18 @@ def test_a_mark_goes_with_the_next_answer(installation: Make, undisturbed: Path)
         proxy.become("refuse")
         _stale_since(world, api, sweep_id)
         proxy.become("open")
-        wait(lambda: world.row(sweep_id).stale_since is None, 30)
-        wait(lambda: world.row(sweep_id).reason != "RAY_UNREACHABLE", 30)
+        wait(lambda: world.row(sweep_id).stale_since is None)
+        wait(lambda: world.row(sweep_id).reason != "RAY_UNREACHABLE")
         world.release()
         world.settle()
         check(world, like=undisturbed)
+
+
+def _healthy_after(api: Member) -> float:
+    """Seconds until it said so; of several looks the shortest counts, for any process may be held up once."""
+    begun = time.monotonic()
+    assert httpx.get(f"{api.url}/healthz", trust_env=False, timeout=120).status_code == 200
+    return time.monotonic() - begun
 
 
 def _stale_since(world: World, api: Member, sweep_id: str) -> str:

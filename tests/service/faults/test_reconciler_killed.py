@@ -65,6 +65,7 @@ def test_in_the_middle_of_a_deployment(installation: Make, undisturbed: Path) ->
     assert world.history.ask(api.url, "DELETE", path).acknowledged
     wait(lambda: world.history.ask(api.url, "GET", path).answer["state"] == "DELETED")
     assert world.ray.applications() == {}
+    world.settle()  # the driver, too, has left
     check(world, like=undisturbed)
 
 

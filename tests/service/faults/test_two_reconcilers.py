@@ -58,13 +58,15 @@ def test_a_process_that_stands_still_within_a_transaction_holds_nobody_up_for_ev
     sweep_id = world.post_sweep(healthy, "one")
     world.until(sweep_id, "RUNNING")
     path = f"/v1/sweeps/{sweep_id}/cancel"
-    asked = threading.Thread(target=world.history.ask, args=(frozen.url, "POST", path), kwargs={"key": "frozen"})
+    wait(frozen.answers)  # one that is to stand still is not waited for when it starts
+    patient = {"key": "frozen", "patience_s": 600}
+    asked = threading.Thread(target=world.history.ask, args=(frozen.url, "POST", path), kwargs=patient)
     asked.start()
     frozen.stopped()  # it has the sweep's row
     world.release()
     world.until(sweep_id, "SUCCEEDED")
     frozen.signal(signal.SIGCONT)
-    asked.join(60)
+    asked.join(240)
     assert [call.status for call in world.history.calls if call.key == "frozen"] == [503], "what was not stored"
     late = world.history.ask(frozen.url, "POST", path, key="frozen")
     assert (late.status, late.answer["current_state"]) == (409, "SUCCEEDED")
