@@ -49,7 +49,7 @@ class Watcher:
         self._over.set()
         self._thread.join()
 
-    def left(self, patience_s: float = 30.0) -> list[Seen]:
+    def left(self, patience_s: float = 120.0) -> list[Seen]:
         """Those that still run; a moment is granted to the dying."""
         deadline = time.monotonic() + patience_s
         while (alive := [process for process in self.seen if process.alive]) and time.monotonic() < deadline:

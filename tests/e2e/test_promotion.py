@@ -66,13 +66,13 @@ def half_made_base(directory: Path) -> Path:
 def trained(client: Client, kind: Any, name: str, base: Path, **body: Any) -> str:
     """A sweep or run to its end."""
     started = client.create(kind, {"name": name, "base_model": str(base), **SMALL, **body})
-    ended = client.wait(kind, started.id, timeout_s=400)
+    ended = client.wait(kind, started.id, timeout_s=900)
     assert ended.state == "SUCCEEDED", ended.body
     return ended.id
 
 
 def settled(client: Client, promotion: Resource, *states: str) -> dict[str, Any]:
-    found = client.wait("promotions", promotion.id, until=frozenset(states) | {"FAILED", "HELD"}, timeout_s=400)
+    found = client.wait("promotions", promotion.id, until=frozenset(states) | {"FAILED", "HELD"}, timeout_s=900)
     assert found.state in states, (found.state, found.body["message"])
     return found.body
 
@@ -113,7 +113,7 @@ def said(client: Client, key: str) -> tuple[str, str]:
         json={**question, "temperature": 0},
         headers={"Authorization": f"Bearer {key}"},
         trust_env=False,
-        timeout=60,
+        timeout=120,
     ).json()
     return answer["choices"][0]["message"]["content"], answer["system_fingerprint"]
 
@@ -161,7 +161,7 @@ def test_promotion_by_evidence(stack: tuple[Client, str, Path], tmp_path: Path) 
             tokens={"max_length": 512},
         )
         second = client.promote("chat", sweep=rambler, approval="auto", gate={"prompts": 40, "max_prompts": 80})
-        stopped = client.wait("promotions", second.id, until=frozenset({"FAILED", "SUCCEEDED", "HELD"}), timeout_s=400)
+        stopped = client.wait("promotions", second.id, until=frozenset({"FAILED", "SUCCEEDED", "HELD"}), timeout_s=900)
     evidence = stopped.body["evidence"]
     assert (stopped.state, stopped.reason) == ("FAILED", "GATE_FAILED"), stopped.body
     assert (evidence["source"], evidence["reference"], stopped.body["champion"]) == ("evaluation", "champion", 1)

@@ -49,7 +49,7 @@ def test_own_preferences_take_the_same_path(tmp_path: Path) -> None:
     home = tmp_path / "q"
     sources = ["--data", str(train), "--eval", str(held_out)]
     with Watcher(home) as watcher:
-        done = run(simpo("quickstart", "--home", str(home), *sources, "--trials", "2", "--steps", "8"), timeout_s=600)
+        done = run(simpo("quickstart", "--home", str(home), *sources, "--trials", "2", "--steps", "8"), timeout_s=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert watcher.seen and watcher.left() == []
     report = json.loads((home / "report.json").read_text())
@@ -89,7 +89,7 @@ def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
             out, err = process.communicate(timeout=240)
         finally:
             process.kill()
-            run(simpo("down", "--home", str(home)), timeout_s=120)  # nothing to do, unless it was killed
+            run(simpo("down", "--home", str(home)), timeout_s=300)  # nothing to do, unless it was killed
     assert process.returncode == 130, out + err
     assert "stopping everything" in out and "Traceback" not in err
     assert watcher.seen and watcher.left() == []
@@ -101,7 +101,7 @@ def test_a_sweep_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     home = tmp_path / "q"
     with Watcher(home) as watcher:
-        done = run(simpo("quickstart", "--home", str(home), "--model", str(model), "--steps", "8"), timeout_s=400)
+        done = run(simpo("quickstart", "--home", str(home), "--model", str(model), "--steps", "8"), timeout_s=900)
     assert done.returncode == 1, done.stdout + done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: the sweep is FAILED: ") and f"(logs: {home / 'logs'})" in last

@@ -48,9 +48,9 @@ class Curl:
 
     def text(self, path: str, *options: str) -> str:
         """The body of the answer, whatever its status."""
-        command = ["curl", "--silent", "--show-error", "--max-time", "60", "-H", f"Authorization: Bearer {self._key}"]
+        command = ["curl", "--silent", "--show-error", "--max-time", "120", "-H", f"Authorization: Bearer {self._key}"]
         return subprocess.run(
-            [*command, *options, f"{self.url}{path}"], capture_output=True, text=True, timeout=400, check=True
+            [*command, *options, f"{self.url}{path}"], capture_output=True, text=True, timeout=960, check=True
         ).stdout
 
     def get(self, path: str) -> Any:
@@ -95,12 +95,12 @@ def test_the_walk_with_curl(home: Path, tmp_path: Path) -> None:
     until(lambda: "trial.created" in curl.text(f"{path}/events?limit=200"), timeout_s=240)
 
     os.kill(json.loads((home / "stack.json").read_text())["api"]["pid"], signal.SIGKILL)
-    again = run(simpo("up", "--home", str(home)), timeout_s=120)
+    again = run(simpo("up", "--home", str(home)), timeout_s=300)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "API key" not in again.stdout, "the key is as before"
     assert Curl(home).url == curl.url, "the address is as before"
 
-    stream = curl.text(f"{path}/events", "-H", "Accept: text/event-stream", "--no-buffer", "--max-time", "360")
+    stream = curl.text(f"{path}/events", "-H", "Accept: text/event-stream", "--no-buffer", "--max-time", "900")
     assert stream.rstrip().endswith("event: done\ndata: {}")
     happened = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: ")][:-1]
     assert [event["id"] for event in happened] == [f"evt_{n:08d}" for n in range(1, len(happened) + 1)]
@@ -145,7 +145,7 @@ def _tune(client: openai.OpenAI, directory: Path) -> None:
     model = str(tiny_checkpoint(directory / "model"))
     job = client.fine_tuning.jobs.create(model=model, training_file=file.id, method=method, suffix="walk")
     assert job.status == "validating_files"
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 900
     while (job := client.fine_tuning.jobs.retrieve(job.id)).status not in ("succeeded", "failed", "cancelled"):
         assert time.monotonic() < deadline, job
         time.sleep(0.5)

@@ -83,7 +83,7 @@ def kubectl() -> tuple[str | None, str]:
     if seen is None:
         return None, "no kubectl on PATH; kustomize rendering needs one of at least 1.30"
     answer = subprocess.run(
-        [seen, "version", "--client", "-o", "json"], capture_output=True, text=True, timeout=30, check=False
+        [seen, "version", "--client", "-o", "json"], capture_output=True, text=True, timeout=120, check=False
     )
     found = re.search(r'"gitVersion":\s*"v(\d+)\.(\d+)', answer.stdout)
     if not found:
@@ -114,7 +114,7 @@ def _rendered(folder: Path) -> bytes:
     if program is None:
         raise RuntimeError(reason)
     command = [program, "kustomize", str(folder)]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if answer.returncode != 0 or answer.stderr:  # kustomize warns of deprecated fields on stderr
         raise AssertionError(f"kubectl kustomize {folder}:\n{answer.stderr or answer.stdout}")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

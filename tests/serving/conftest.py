@@ -30,7 +30,7 @@ def serve_deployer(head: tuple[RayHead, str]) -> Iterator[Deployer]:
     ray, token = head
     port = httpx.URL(ray.serve_url).port
     assert port is not None
-    deployer = ServeDeployer(ray.dashboard_url, token, http_port=port)
+    deployer = ServeDeployer(ray.dashboard_url, token, http_port=port, timeout_s=120)
     yield deployer
     deployer.close()
 

@@ -67,7 +67,7 @@ class DeployerContract:
         wait(deployer, lambda s: s == {})
 
 
-def wait(deployer: Deployer, until: Callable[[Seen], bool], timeout_s: float = 90.0) -> Seen:
+def wait(deployer: Deployer, until: Callable[[Seen], bool], timeout_s: float = 300.0) -> Seen:
     """What is observed once `until` holds."""
     deadline = time.monotonic() + timeout_s
     while not until(seen := deployer.observe()):

@@ -22,7 +22,10 @@ from tests.service.served import served
 from tests.service.test_deployments import succeeded
 from tests.serving.tiny import BOS, EOS, TURN, tiny_model, tiny_tokenizer
 
-LONG = 8192
+LONG = 8000
+"""Tokens of an answer that takes seconds."""
+ENDLESS = 1_000_000
+"""Likewise, hours: it lasts until somebody stops it, however fast the machine is."""
 NO_END = {str(token): -100 for token in (BOS, EOS, TURN)}
 """A logit bias under which an answer is as long as it may be."""
 ASK = {"model": "best", "prompt": "hello", "temperature": 0, "max_tokens": 8}
@@ -85,12 +88,14 @@ class Service:
         return self.get("/canary")
 
     def replica(self, application: str) -> psutil.Process:
-        """The process that answers for a Serve application."""
-        title = f"ServeReplica:{application}:"
-        pids = [each.pid for each in members(self.head.stack_id)]
-        found = [psutil.Process(pid) for pid in pids if title in " ".join(psutil.Process(pid).cmdline())]
-        assert len(found) == 1, found
-        return found[0]
+        """The process that answers for a Serve application, once no other is there: one may be about to end."""
+        wait(lambda: len(self.replicas(application)) == 1)
+        (found,) = self.replicas(application)
+        return found
+
+    def replicas(self, application: str) -> list[psutil.Process]:
+        """Processes that answer for a Serve application, or begin to, or end."""
+        return members(self.head.stack_id, f"ServeReplica:{application}:")
 
 
 @contextmanager
@@ -104,9 +109,8 @@ def service_on(ray: RayHead, token: str, home: Path, **more: Any) -> Iterator[Se
     for number in (0, 1):
         directory = run_dir / f"attempts/1/trials/trl_000{number}/checkpoint"
         shutil.rmtree(directory)
-        save_checkpoint(
-            directory, model=tiny_model(number, max_position_embeddings=LONG), tokenizer=tiny_tokenizer(), manifest=None
-        )
+        model = tiny_model(number, max_position_embeddings=2 * ENDLESS)
+        save_checkpoint(directory, model=model, tokenizer=tiny_tokenizer(), manifest=None)
     shutil.rmtree(run_dir / "base", ignore_errors=True)
     shutil.copytree(run_dir / "attempts/1/trials/trl_0000/checkpoint", run_dir / "base")
     (run_dir / "base/pytorch_model.bin").write_bytes(b"\x80\x04.")
@@ -122,7 +126,7 @@ def service_on(ray: RayHead, token: str, home: Path, **more: Any) -> Iterator[Se
     with ExitStack() as stack:
         running = stack.enter_context(served(settings, home / "service.log"))
         client = httpx.Client(
-            base_url=running.url, headers={"authorization": f"Bearer {key}"}, timeout=120, trust_env=False
+            base_url=running.url, headers={"authorization": f"Bearer {key}"}, timeout=300, trust_env=False
         )
         stack.enter_context(client)
         found = Service(client=client, head=ray, token=token, sweep=sweep, run_dir=run_dir)
@@ -131,7 +135,7 @@ def service_on(ray: RayHead, token: str, home: Path, **more: Any) -> Iterator[Se
         wait(lambda: found.get()["state"] == "DELETED")
 
 
-def wait(until: Callable[[], bool], timeout_s: float = 120.0) -> None:
+def wait(until: Callable[[], bool], timeout_s: float = 300.0) -> None:
     """Until it holds."""
     deadline = time.monotonic() + timeout_s
     while not until():

@@ -243,9 +243,19 @@ def test_no_request_of_2000_gets_another_model_while_versions_roll(
     rolls = iter([name for _ in range(VERSIONS - 1) for name in NAMES])
     roll_every = REQUESTS // (len(NAMES) * (VERSIONS - 1) + 1)
     done = itertools.count(1)
+    due, turned = roll_every, asyncio.Condition()
+
+    def has_room() -> bool:
+        """Requests go on while a version rolls, but not past the next roll: each version is to answer some."""
+        return REQUESTS - len(todo) < due + roll_every // 2
 
     async def worker(client: httpx.AsyncClient) -> None:
+        nonlocal due
         while todo:
+            async with turned:
+                await turned.wait_for(has_room)
+            if not todo:
+                return
             name, which = todo.pop()
             body = {"model": name, "prompt": PROMPTS[which], "temperature": 0, "max_tokens": TOKENS}
             earliest = declared[name]
@@ -260,6 +270,9 @@ def test_no_request_of_2000_gets_another_model_while_versions_roll(
                     revision[rolling] += 1
                     await asyncio.get_running_loop().run_in_executor(None, declare)
                     declared[rolling] = revision[rolling]
+                async with turned:
+                    due += roll_every
+                    turned.notify_all()
 
     async def crowd() -> None:
         transport = httpx.ASGITransport(app=app)

@@ -19,7 +19,7 @@ _VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.text(max_size=4), _VALUES, max_size=3), st.booleans(), st.sampled_from([None, 1]))
 @example({"a": [1.5e-300, -0.0, '\u00e4\u20ac\U0001f600\\"\n\x7f']}, False, None)
 def test_every_object_is_one_and_each_beginning_a_beginning(value: Any, ascii: bool, indent: int | None) -> None:

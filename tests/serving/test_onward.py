@@ -1,8 +1,9 @@
 """The gateway's way to Ray Serve, against a server that speaks bytes: what comes back, and what never goes out."""
 
 import asyncio
+import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -10,7 +11,7 @@ import httpx
 import pytest
 from httpx_aiohttp import AiohttpTransport
 
-from service.local_process import free_ports
+from service.serving import onward
 from service.serving.onward import Onward, whole
 
 pytestmark = pytest.mark.quick
@@ -54,14 +55,23 @@ def answers(text: bytes) -> Talk:
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await work()
 
     asyncio.run(bounded())
 
 
-def test_one_connection_serves_many_and_no_cookie_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_ports(1)[0]}")  # nobody listens there
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An origin at which nobody listens, and nobody can: the port is taken."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_one_connection_serves_many_and_no_cookie_is_kept(monkeypatch: pytest.MonkeyPatch, nobody: str) -> None:
+    monkeypatch.setenv("HTTP_PROXY", nobody)
+    monkeypatch.setattr(onward, "_KEPT_S", 600.0)  # a connection that rests for as long as the machine may
 
     async def work() -> None:
         text = b"HTTP/1.1 200 OK\r\nset-cookie: whose=first\r\ncontent-length: 2\r\n\r\nok"
@@ -152,9 +162,9 @@ def test_an_answer_that_breaks_off_is_an_error_of_httpx(text: bytes) -> None:
     run(work)
 
 
-def test_nobody_there_and_nobody_who_speaks() -> None:
+def test_nobody_there_and_nobody_who_speaks(nobody: str) -> None:
     async def work() -> None:
-        async with aclosing(Onward(f"http://127.0.0.1:{free_ports(1)[0]}")) as models:
+        async with aclosing(Onward(nobody)) as models:
             with pytest.raises(httpx.TransportError):
                 await models.ask("GET", "/")
 
@@ -163,7 +173,7 @@ def test_nobody_there_and_nobody_who_speaks() -> None:
 
         async with server(silent) as (models, _):
             with pytest.raises(httpx.ReadTimeout):
-                await models.ask("GET", "/", patience=httpx.Timeout(0.1))
+                await models.ask("GET", "/", patience=httpx.Timeout(120, read=0.1))
 
     run(work)
 

@@ -17,7 +17,7 @@ import pytest
 
 from service.local_process import kill_all, members
 from service.local_ray import RayHead
-from tests.serving.serve_service import Service, events, service_on, wait
+from tests.serving.serve_service import ENDLESS, Service, events, service_on, wait
 
 pytestmark = pytest.mark.ray
 
@@ -71,7 +71,8 @@ def load(service: Service) -> Iterator[Load]:
     finally:
         stop.set()
         for thread in threads:
-            thread.join(60)
+            thread.join(300)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_a_pickled_candidate_is_refused_and_the_champion_answers(service: Service) -> None:
@@ -94,21 +95,22 @@ def test_each_user_has_one_version_and_each_version_its_own_words(service: Servi
 
 def test_a_replica_killed_in_the_middle_of_a_stream_harms_no_other(service: Service) -> None:
     users = {service.version(user=f"user-{i}"): f"user-{i}" for i in range(16)}
-    seen: dict[str, list[dict[str, Any]]] = {"rev-1": [], "rev-3": []}
+    lengths = {"rev-1": ENDLESS, "rev-3": 1500}
+    seen: dict[str, list[dict[str, Any]]] = {version: [] for version in lengths}
     begun = {version: threading.Event() for version in seen}
 
     def listen(version: str) -> None:
-        for event in events(service.client, 1500, user=users[version]):
+        for event in events(service.client, lengths[version], user=users[version]):
             seen[version].append(event)
             begun[version].set()
 
     threads = [threading.Thread(target=listen, args=(version,)) for version in seen]
     for thread in threads:
         thread.start()
-    assert all(each.wait(60) for each in begun.values())
+    assert all(each.wait(300) for each in begun.values())
     service.replica(service.deployment).kill()
     for thread in threads:
-        thread.join(120)
+        thread.join(300)
         assert not thread.is_alive()
     fault = seen["rev-1"][-1]["error"]
     assert fault["code"] == "model_unavailable" and "stopped in the middle of its answer" in fault["message"]
@@ -120,7 +122,7 @@ def test_a_replica_killed_in_the_middle_of_a_stream_harms_no_other(service: Serv
         answered.append(answer.status_code)
         return answer.status_code == 200
 
-    until = time.monotonic() + 8  # Serve's own word on it comes late
+    until = time.monotonic() + 12  # Serve's own word on it comes late, or the reconciler is slow to write it down
     wait(lambda: back() and time.monotonic() > until and service.get()["state"] == "READY")
     assert set(answered) <= {200, 503}
 
@@ -134,7 +136,7 @@ def test_work_for_a_client_that_left_stops(service: Service) -> None:
         times = replica.cpu_times()
         return float(times.user + times.system)
 
-    with closing(events(service.client, 7000, user=users["rev-1"])) as stream:
+    with closing(events(service.client, ENDLESS, user=users["rev-1"])) as stream:
         for _ in range(5):
             next(stream)
         before = cpu_s()
@@ -146,7 +148,7 @@ def test_work_for_a_client_that_left_stops(service: Service) -> None:
         time.sleep(0.5)
         return cpu_s() - before < 0.1
 
-    wait(rests, timeout_s=30)
+    wait(rests)
     print(f"\nwork stopped {time.monotonic() - left_at - 0.5:.1f} s after the client had left")  # a figure
     assert service.version(user=users["rev-1"]) == "rev-1"
 
@@ -209,7 +211,7 @@ def test_a_head_that_is_lost_comes_back_with_both_versions(service: Service, tmp
         service.head.remove()
         service.head.start(service.token, tmp_path / "ray.log")
         before = told.statuses[200]
-        wait(lambda: service.get()["reason"] == "READY", timeout_s=240)
+        wait(lambda: service.get()["reason"] == "READY", timeout_s=600)
         wait(lambda: told.statuses[200] > before + 20)
 
         def as_before() -> bool:

@@ -80,7 +80,7 @@ def wire() -> Any:
     wire.engine.close()
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bodies())
 @example(("/v1/completions", {"model": "winner", "prompt": "x" * 200}))
 @example(("/v1/completions", {"model": "winner", "prompt": "x" * 96, "max_tokens": 0, "echo": True}))
