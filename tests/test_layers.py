@@ -182,7 +182,7 @@ def test_a_fresh_process_that_imports_the_control_plane_has_nothing_heavy_loaded
         [sys.executable, "-W", "error", "-c", program, json.dumps([light_modules(), HEAVY])],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
         cwd=REPO,
         env=environment,

@@ -87,7 +87,7 @@ def test_every_way_to_compute_a_pair_gives_the_same_gradients(
         assert (ours.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm(), name
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 1000), st.integers(1, 60))
 def test_packing_never_changes_a_score(tiny_model: Build, random_pairs: Build, seed: int, budget: int) -> None:
     pairs, model = random_pairs(6, seed), tiny_model()
@@ -195,7 +195,7 @@ def test_what_does_not_fit_together_is_refused(tiny_model: Build, random_pairs: 
         PairStore.of([TokenPair([1], [2], [])])
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 40), st.integers(1, 80), st.integers(0, 50))
 def test_bins_hold_every_pair_once_within_the_budget(
     random_pairs: Build, count: int, budget: int, seed: int

@@ -199,7 +199,7 @@ def test_responses_that_become_nothing_or_the_same_are_counted() -> None:
 WORDS = st.text(alphabet="abc é\n日", min_size=1, max_size=12).filter(lambda text: text.strip() == text)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(question=WORDS, chosen=WORDS, rejected=WORDS, header=st.booleans())
 def test_every_pair_shares_its_prompt_and_reads_back(question: str, chosen: str, rejected: str, header: bool) -> None:
     tokenizer, policy = zoo.gemma(), PAPER if header else POLICY

@@ -160,7 +160,7 @@ def test_a_prompt_without_bos_is_cut_to_its_end() -> None:
 
 
 @quick
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(prompt=st.integers(2, 60), chosen=st.integers(2, 60), rejected=st.integers(2, 60), max_length=st.integers(8, 80))
 def test_every_kept_pair_fits_and_holds_both_responses(
     prompt: int, chosen: int, rejected: int, max_length: int

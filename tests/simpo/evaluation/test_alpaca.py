@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simpo.errors import DataError
@@ -42,7 +42,6 @@ def test_win_rate_by_hand() -> None:
     assert score.standard_error == pytest.approx(100 * math.sqrt(0.55 / 4 / 5))
 
 
-@settings(deadline=None)
 @given(preferences=PREFERENCES, missing=st.integers(0, 5))
 def test_sides_sum_to_a_hundred_and_failures_move_nothing(preferences: list[float], missing: int) -> None:
     score, other = alpaca_score(preferences), alpaca_score([3 - each for each in preferences])

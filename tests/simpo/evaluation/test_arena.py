@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simpo.errors import DataError
@@ -33,7 +33,6 @@ def test_anything_else_is_missing(judgment: str | None) -> None:
     assert parse_verdict(judgment) is None
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="AB<>=[] x", max_size=30))
 def test_no_text_gives_a_verdict_that_is_none(text: str) -> None:
     assert parse_verdict(text) in [*VERDICTS, None]

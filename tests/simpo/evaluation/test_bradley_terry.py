@@ -21,7 +21,7 @@ def battles(a: str, b: str, won: int, tied: int, lost: int) -> list[Battle]:
 
 
 @given(won=st.integers(0, 20), tied=st.integers(0, 20), lost=st.integers(0, 20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_two_players_score_their_share_of_wins(won: int, tied: int, lost: int) -> None:
     if won + tied + lost:
         scores = rate(battles("base", "new", won, tied, lost), "base", rounds=20).scores

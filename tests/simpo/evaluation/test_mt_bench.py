@@ -1,7 +1,7 @@
 """MT-Bench: templates, ratings, averages."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simpo.errors import DataError
@@ -74,7 +74,6 @@ def test_a_turn_without_ratings_has_no_mean() -> None:
         mt_bench_score([])
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([1, 2]), st.none() | st.integers(1, 10)), min_size=1, max_size=20))
 def test_order_means_nothing_and_failures_only_count(rows: list[tuple[int, int | None]]) -> None:
     ratings = [Rating(turn, score) for turn, score in rows]

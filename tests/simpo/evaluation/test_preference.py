@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
@@ -47,7 +47,6 @@ def test_scores_of_the_packed_step_fit() -> None:
     assert preference_accuracy(Scores(mean_chosen_len=16.0, **columns)).accuracy.estimate == pytest.approx(2 / 3)
 
 
-@settings(deadline=None)
 @given(
     means=st.lists(st.tuples(st.floats(-9, -0.01), st.floats(-9, -0.01)), min_size=2, max_size=20),
     scale=st.integers(1, 50),
@@ -103,7 +102,6 @@ def test_spearman_by_hand() -> None:
         spearman([1, 2], [1])
 
 
-@settings(deadline=None)
 @given(
     x=st.lists(st.integers(0, 5), min_size=4, max_size=30),
     y=st.lists(st.integers(0, 5), min_size=30, max_size=30),
