@@ -279,7 +279,7 @@ def test_a_field_that_a_human_took_is_told_and_left_alone(stage: Stage) -> None:
     stage.deployer.apply([WINNER])
     stage.pass_time()
     config = yaml.safe_load(stage.thing()["spec"]["serveConfigV2"])
-    config["applications"][0]["deployments"][0]["num_replicas"] = 3
+    config["applications"][0]["deployments"][0]["max_queued_requests"] = 3
     edited = yaml.safe_dump(config)
     stage.kube.edit("rayservices", NAME, lambda t: t["spec"].update(serveConfigV2=edited))
     stage.pass_time()

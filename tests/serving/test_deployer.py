@@ -66,6 +66,9 @@ def deployer_on(handler: Callable[[httpx.Request], httpx.Response], **options: A
     return ServeDeployer("http://ray.test:8265", "secret", transport=httpx.MockTransport(handler), **options)
 
 
+STAYS = {"min_replicas": 1, "initial_replicas": 1, "max_replicas": 1}
+
+
 def test_the_put_declares_everything_serve_must_know() -> None:
     serve = ScriptedServe()
     replicas = Replicas(num_cpus=0.25, max_ongoing_requests=4, max_queued_requests=9)
@@ -83,7 +86,7 @@ def test_the_put_declares_everything_serve_must_know() -> None:
                 "deployments": [
                     {
                         "name": "Model",
-                        "num_replicas": 1,
+                        "autoscaling_config": STAYS,
                         "max_ongoing_requests": 4,
                         "max_queued_requests": 9,
                         "max_surge_percent": 100,
@@ -131,9 +134,8 @@ def test_adapters_of_one_base_share_one_application() -> None:
 
 
 SLEEPS = {
+    **STAYS,
     "min_replicas": 0,
-    "initial_replicas": 1,
-    "max_replicas": 1,
     "upscale_delay_s": 0,
     "downscale_delay_s": 60,
     "downscale_to_zero_delay_s": 60,
@@ -146,7 +148,7 @@ def test_what_may_sleep_has_serves_autoscaler_and_is_told_whether_it_does() -> N
     deployer, drowsy = deployer_on(serve), replace(WINNER, idle_s=60)
     deployer.apply([drowsy])
     (part,) = serve.applications["dep_1"]["deployments"]
-    assert part["autoscaling_config"] == SLEEPS and "num_replicas" not in part
+    assert part["autoscaling_config"] == SLEEPS
     words = []
     for states in ([], ["STARTING"], ["RUNNING"], ["STOPPING"], ["STOPPING", "PENDING_ALLOCATION"]):
         serve.parts = {"Model": {"replicas": [{"state": state} for state in states], "message": ""}}
@@ -159,7 +161,7 @@ def test_what_may_sleep_has_serves_autoscaler_and_is_told_whether_it_does() -> N
     deployer.apply([drowsy])
     assert serve.methods.count("PUT") == 1
     deployer.apply([WINNER])
-    assert serve.applications["dep_1"]["deployments"][0]["num_replicas"] == 1
+    assert serve.applications["dep_1"]["deployments"][0]["autoscaling_config"] == STAYS
     assert deployer.observe()["dep_1"].idle_s is None
 
 
@@ -174,7 +176,7 @@ def test_a_base_sleeps_when_all_its_adapters_may() -> None:
         return found
 
     deployer.apply([short, adapter(3)])
-    assert part()["num_replicas"] == 1
+    assert part()["autoscaling_config"] == STAYS
     assert {id: shown.idle_s for id, shown in deployer.observe().items()} == {"dep_2": 30, "dep_3": None}
     deployer.apply([short, long])
     assert part()["autoscaling_config"] == SLEEPS
