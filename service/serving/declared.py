@@ -183,10 +183,11 @@ def idle_of(application: Mapping[str, Any]) -> int | None:
 def _scaling(idle_s: int | None) -> dict[str, Any]:
     """How many replicas, for Serve's autoscaler: one, or one or none.
 
-    It is there also for what never sleeps: an application that gets an autoscaler, or loses it, is another version of
-    the code to Serve (2.60), which starts its replica anew. Serve looks at open requests every 2 s, and adds what it saw in the last `look_back_period_s` (which it wants longer
-    than the 10 s between two reports); nothing seen for `downscale_to_zero_delay_s` ends the replica, once it has
-    answered. One is there at first, also after each change: Serve shows RUNNING when it has loaded.
+    It is there also for what never sleeps: an application that gets an autoscaler, or loses it, is new code to Serve
+    (2.60), which starts its replica anew. Serve looks at open requests every 2 s, and adds what it saw in the last
+    `look_back_period_s` (which it wants longer than the 10 s between two reports); nothing seen for
+    `downscale_to_zero_delay_s` ends the replica, once it has answered. One is there at first, also after each change:
+    Serve shows RUNNING when it has loaded.
     """
     if idle_s is None:
         return {"autoscaling_config": {"min_replicas": 1, "initial_replicas": 1, "max_replicas": 1}}

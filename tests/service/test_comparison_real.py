@@ -1,8 +1,8 @@
 """A comparison through the service on a real Ray: asked for, driven by a Ray job, told, reported, its winner loaded."""
 
-import os
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from service.cluster import RayJobs
 from service.serving.engines.transformers import TransformersEngine
 from service.settings import Settings
 from sweeps.comparison_view import comparison_view
+from tests.ray_head import private_head
 from tests.service.conftest import Plane, make_plane
 from tests.sweeps.tiny import tiny_base
 
@@ -24,14 +25,13 @@ Json = dict[str, Any]
 
 
 @pytest.fixture
-def real(settings: Settings, ray_cluster: str) -> Iterator[Plane]:
-    """A control plane over the Jobs API of the session's Ray."""
-    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text(encoding="utf-8")
-    jobs = RayJobs(os.environ["RAY_API_SERVER_ADDRESS"], token)
-    try:
+def real(settings: Settings, tmp_path: Path) -> Iterator[Plane]:
+    """A control plane over the Jobs API of a Ray with ports of its own.
+
+    That of the session's Ray listens on a port that is the same for all on a machine: a second one has none.
+    """
+    with private_head(tmp_path / "ray.log") as (head, token), closing(RayJobs(head.dashboard_url, token)) as jobs:
         yield from make_plane(settings, real_jobs=jobs)
-    finally:
-        jobs.close()
 
 
 def body(base: Path) -> Json:
