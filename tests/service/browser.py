@@ -1,8 +1,10 @@
 """A real browser for pages: headless chromium, told what to do over its DevTools protocol."""
 
 import json
+import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,17 +77,22 @@ class Tab:
 def tab(url: str, home: Path) -> Iterator[Tab]:
     """A page in a browser of its own, which ends with it. `home`: for the browser's files."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", f"--user-data-dir={home}"]
-    with (home / "chromium.log").open("wb") as log:
-        browser = subprocess.Popen(["chromium", *options, "about:blank"], stdout=log, stderr=log)
-    try:
-        with connect(_page(browser, home), max_size=None, open_timeout=_PATIENCE_S, ping_interval=None) as wire:
-            opened = Tab(wire)
-            opened._call("Page.navigate", url=url)
-            opened.until(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
-            yield opened
-    finally:
-        browser.terminate()
-        browser.wait(_PATIENCE_S)
+    # It leaves a directory for its socket behind, which must have a short path.
+    with (
+        tempfile.TemporaryDirectory(prefix="ch", dir="/tmp", ignore_cleanup_errors=True) as sockets,
+        (home / "chromium.log").open("wb") as log,
+    ):
+        environment = {**os.environ, "TMPDIR": sockets}
+        browser = subprocess.Popen(["chromium", *options, "about:blank"], env=environment, stdout=log, stderr=log)
+        try:
+            with connect(_page(browser, home), max_size=None, open_timeout=_PATIENCE_S, ping_interval=None) as wire:
+                opened = Tab(wire)
+                opened._call("Page.navigate", url=url)
+                opened.until(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
+                yield opened
+        finally:
+            browser.terminate()
+            browser.wait(_PATIENCE_S)
 
 
 def _page(browser: "subprocess.Popen[bytes]", home: Path) -> str:
