@@ -47,7 +47,7 @@ def run_comparison_attempt(
     methods = [contender.name for contender in spec.methods]
     started = {"spec_hash": mark, "name": spec.name, "methods": methods}
     attempt.append("job.started", f"attempt {attempt.number} of {spec.name} starts", started)
-    with stoppable() as stop, Pulse(attempt, stop.superseded) as pulse, ending_told(attempt, stop):
+    with stoppable(at_once=False) as stop, Pulse(attempt, stop.superseded) as pulse, ending_told(attempt, stop):
         story = Story(attempt, methods, spec.parallel.workers_per_trial)
         try:
             compared = run_comparison(

@@ -69,7 +69,7 @@ def run_attempt(
         "plan": plan_budget(spec).as_dict(),
     }
     attempt.append("job.started", f"attempt {attempt.number} of {spec.name} starts", started)
-    with stoppable() as stop, Pulse(attempt, stop.superseded) as pulse, ending_told(attempt, stop):
+    with stoppable(at_once=False) as stop, Pulse(attempt, stop.superseded) as pulse, ending_told(attempt, stop):
         return _Attempt(
             spec, attempt, clock, pulse, stop, ray_address, build_threads, access or JudgeAccess(), references
         ).run(engine, bases)

@@ -63,7 +63,7 @@ def run_evaluation(
     transformers.utils.logging.disable_progress_bar()
     started = {"spec_hash": evaluation_hash(spec), "name": spec.name, "against": spec.against}
     attempt.append("job.started", f"attempt {attempt.number} of {spec.name} starts", started)
-    with stoppable() as stop, Pulse(attempt, stop.superseded) as pulse, ending_told(attempt, stop):
+    with stoppable(at_once=False) as stop, Pulse(attempt, stop.superseded) as pulse, ending_told(attempt, stop):
         began = time.monotonic()
         with _fetched(spec, cache or CheckpointCache()) as here:
             evidence, decision = _Evaluation(here, attempt, stop, access or JudgeAccess()).run()

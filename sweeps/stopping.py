@@ -25,9 +25,10 @@ class Stopped(BaseException):
 class Stop:
     """Turns a signal, a successor's claim or a person's cancel into Stopped in the main thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_once: bool = True) -> None:
+        """at_once=False: signals raise nothing before `heed` is called."""
         self.reason: str | None = None
-        self._heeded_from = -math.inf  # monotonic; signals before it raise nothing
+        self._heeded_from = -math.inf if at_once else math.inf  # monotonic; signals before it raise nothing
 
     def install(self) -> None:
         """Handle SIGTERM and SIGINT; only a main thread can."""
@@ -44,6 +45,11 @@ class Stop:
         """Called from the thread that reads edits."""
         self.reason = self.reason or "cancelled"
         _thread.interrupt_main(signal.SIGTERM)
+
+    def heed(self) -> None:
+        """From now on signals raise Stopped; one that has come already does so here."""
+        self._heeded_from = -math.inf
+        self.check()
 
     def check(self) -> None:
         """Raise Stopped if it is time: a handler's exception can get lost in a library's callback."""
@@ -71,9 +77,12 @@ class Stop:
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
-    """Handle SIGTERM and SIGINT for the length of the context; the handlers before it come back."""
-    stop = Stop()
+def stoppable(*, at_once: bool = True) -> Iterator[Stop]:
+    """Handle SIGTERM and SIGINT for the length of the context; the handlers before it come back.
+
+    at_once=False: one raises Stopped only within `ending_told`, which alone can tell of it.
+    """
+    stop = Stop(at_once=at_once)
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
     stop.install()
@@ -92,6 +101,7 @@ def ending_told(attempt: Attempt, stop: Stop) -> Iterator[None]:
     in the next attempt.
     """
     try:
+        stop.heed()
         yield
     except Stopped as stopped:
         with stop.undisturbed():

@@ -87,6 +87,15 @@ def test_an_exception_that_got_lost_is_raised_by_the_next_look_and_by_a_later_si
         sigterm()
 
 
+def test_what_comes_before_anybody_can_tell_of_it_is_told(attempt: Any) -> None:
+    """The pulse may be faster than the two lines between its start and the context that has the last word."""
+    with pytest.raises(Stopped, match="SIGTERM"), stoppable(at_once=False) as stop:
+        sigterm()
+        with ending_told(attempt, stop):
+            pytest.fail("it was told to end before")
+    assert told(attempt) == [("job.stopped", "stopped by SIGTERM")]
+
+
 def test_the_pulse_of_a_superseded_attempt_stops_it_whole_whoever_is_faster(tmp_path: Path) -> None:
     """Many times over, with a main thread that looks all the time: both orders come up."""
     for number in range(30):
@@ -97,7 +106,7 @@ def test_the_pulse_of_a_superseded_attempt_stops_it_whole_whoever_is_faster(tmp_
         successor.start()
         with (
             pytest.raises(Stopped, match="taken over"),
-            stoppable() as stop,
+            stoppable(at_once=False) as stop,
             Pulse(attempt, stop.superseded),
             ending_told(attempt, stop),
         ):
