@@ -95,6 +95,8 @@ def time_trial(place: str, number: int, processes: int) -> dict[str, Any]:
         rungs = bench.rungs
         pairs_s = _timed(bench, replace(rungs, prompts=[]))
         whole_s = _timed(bench, rungs) if rungs.prompts else pairs_s
+        # Twice: what else the machine does may make one of them longer than the whole.
+        pairs_s = min(pairs_s, _timed(bench, replace(rungs, prompts=[])))
     outcome = updates[-1].outcome
     if outcome is None or outcome.state == "FAILED":
         raise TrialFailed(f"the first trial fails ({outcome.reason if outcome else 'no end'}): look at its point")

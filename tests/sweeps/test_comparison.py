@@ -23,6 +23,8 @@ from sweeps.prepare import prepare, read_inputs
 from sweeps.prepared import load_facts
 from sweeps.run_dir import Record, RunDir, read_journal, read_result
 from sweeps.stratum import in_stratum
+from tests.house import REPO
+from tests.sweeps.drivers import held, leftovers
 from tests.sweeps.tiny import tiny_base
 
 pytestmark = pytest.mark.ray
@@ -94,8 +96,9 @@ def test_all_methods_were_trained_in_the_same_processes(undisturbed: tuple[Path,
     for name, record in undisturbed[2]:
         if record["type"] in ("trial.completed", "trial.pruned"):
             pids[name].add(record["data"]["pid"])
-    assert pids["simpo"] == pids["kto"] == pids["sft"]
-    assert len(pids["simpo"]) == 2
+    assert all(pids.values())
+    # Two at a time. A slow one of them may come too late for a whole method.
+    assert len(set[int]().union(*pids.values())) <= 2, "a method has paid for processes of its own"
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -128,15 +131,15 @@ def test_a_killed_comparison_goes_on_and_concludes_the_same(
     second = RunDir(root / "sweeps" / METHODS[1])
     temporary = tempfile.mkdtemp(prefix="cm", dir="/tmp")  # short, for Ray's sockets; a killed Ray leaves it
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"TMPDIR": temporary}
-    command = [sys.executable, "-m", "sweeps", "compare", str(spec), "--out", str(root), "--quiet"]
-    with subprocess.Popen(command, env=environment) as driver:
+    module = held(f"^{METHODS[1]} trial.completed$", 1, Path(temporary, "gate"))  # it is killed there
+    command = [sys.executable, "-m", *module, "compare", str(spec), "--out", str(root), "--quiet"]
+    with subprocess.Popen(command, cwd=REPO, env=environment) as driver:
         try:
             _wait_for_an_end(second, driver)
             family = psutil.Process(driver.pid).children(recursive=True)
         finally:
             driver.send_signal(signal.SIGKILL)
-    for process in psutil.wait_procs(family, timeout=30)[1]:
-        process.kill()  # Ray's agents try for a minute to tell the dead GCS why
+    leftovers(family)
     shutil.rmtree(temporary, ignore_errors=True)
 
     published = run_comparison_attempt(root, number=1)  # as the service has it run
@@ -158,7 +161,7 @@ def test_a_killed_comparison_goes_on_and_concludes_the_same(
         assert row["best"]["params"] == other["best"]["params"]
 
 
-def _wait_for_an_end(run: RunDir, driver: "subprocess.Popen[bytes]", timeout_s: float = 240.0) -> None:
+def _wait_for_an_end(run: RunDir, driver: "subprocess.Popen[bytes]", timeout_s: float = 300.0) -> None:
     """Until a trial of this sweep is complete."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and driver.poll() is None:

@@ -104,7 +104,7 @@ def test_a_sweep_is_cancelled_in_a_pause_and_for_good(tmp_path: Path, capsys: py
         wait_for(run, "trial.created", 1)
         _control(capsys, run, "pause")
         assert _control(capsys, run, "cancel")["state"] == "applied"
-        assert driver.wait(timeout=60) == 130
+        assert driver.wait(timeout=300) == 130
     last = read_journal(run.attempt(1))[-1]
     assert (last["type"], last["data"]) == ("job.stopped", {"reason": "cancelled"})
     assert _main("resume", str(run.root), "--quiet") == 2

@@ -60,7 +60,7 @@ def _disturbed(spec: SweepSpec, seed: int, places: Sequence[int]) -> tuple[Study
 
 
 @pytest.mark.quick
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.data())
 def test_a_disturbed_search_is_the_same_after_any_death(data: st.DataObject) -> None:
     spec = _spec()

@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -216,12 +217,12 @@ def test_label_probabilities_become_preferences(tmp_path: Path) -> None:
 
 
 def test_what_cannot_work_shows_at_the_check(tmp_path: Path) -> None:
-    with judge_server(lambda body, number: raw("{}", 401)) as server:
-        with pytest.raises(JudgeError, match=r"HTTP 401\): check the address, the model and the key in TEST_API_KEY"):
-            _judge(server, tmp_path, key=KEY).check()
-        url = server.url
-    with pytest.raises(JudgeError, match="ConnectError"):
-        _judge(url, tmp_path, attempts=1).check()
+    refused = r"HTTP 401\): check the address, the model and the key in TEST_API_KEY"
+    with judge_server(lambda body, number: raw("{}", 401)) as server, pytest.raises(JudgeError, match=refused):
+        _judge(server, tmp_path, key=KEY).check()
+    with socket.socket() as taken, pytest.raises(JudgeError, match="ConnectError"):
+        taken.bind(("127.0.0.1", 0))  # and nobody listens there; nor can anybody else
+        _judge(f"http://127.0.0.1:{taken.getsockname()[1]}/v1", tmp_path, attempts=1).check()
     with judge_server(LONGER) as server:
         _judge(server, tmp_path).check()
         _judge(server, tmp_path).check()

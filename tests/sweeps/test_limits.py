@@ -12,7 +12,7 @@ from sweeps.ledger import Ledger
 from sweeps.limits import Watch, budget_facts, ended_by
 from sweeps.outcome import Outcome
 from sweeps.report_search import panels
-from sweeps.run_dir import Record, RunDir, read_journal
+from sweeps.run_dir import Record, RunDir, read_heartbeat, read_journal
 from sweeps.signals import REASONS
 from sweeps.spec import SweepSpec, parse_spec, spec_hash
 from sweeps.trial import Update
@@ -67,8 +67,10 @@ def test_a_successor_counts_what_its_predecessors_spent(tmp_path: Path) -> None:
     dead.beat({})
     heir = RunDir(tmp_path).claim_next()
     own = Hours.of(heir, 1)
-    began, beat = read_journal(dead)[0]["at"], (dead.path / "heartbeat.json").read_text()
-    assert own.spent >= 0.0 and began[:10] in beat
+    beat = read_heartbeat(dead)
+    assert beat is not None
+    began, last = (datetime.fromisoformat(at) for at in (read_journal(dead)[0]["at"], beat["at"]))
+    assert own.spent == pytest.approx((last - began).total_seconds() / 3600)
     assert own.spent == own.spent, "nothing runs any more"
     (dead.path / "heartbeat.json").unlink()
     assert Hours.of(heir, 1).spent == 0.0, "without a sign of life nothing is known"

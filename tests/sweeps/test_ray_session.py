@@ -1,7 +1,9 @@
 """Whose Ray it is, and when it ends. In a process of its own: this one has a Ray already."""
 
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,12 @@ from sweeps.stopping import Stop, ending_told
 from tests.house import REPO
 
 AHEAD = """
-import os, sys, tempfile, time
+import tempfile
 from pathlib import Path
 import psutil, ray
 from sweeps.effort_spec import Parallel
 from sweeps.ray_session import ray_ahead, ray_session
+from tests.sweeps.drivers import leftovers
 
 def homes():
     return [each for each in Path(tempfile.gettempdir()).glob("sw*") if (each / "token").exists()]
@@ -32,8 +35,7 @@ with ray_ahead(None, parallel):
         assert ray.get_runtime_context().get_node_id() == node, "it outlives a session within"
     assert len(homes()) == len(before) + 1
 assert not ray.is_initialized()
-psutil.wait_procs(started, timeout=60)
-assert not [each for each in started if each.is_running() and each.status() != "zombie"]
+assert leftovers(started, but=()) == []
 assert homes() == before
 """
 
@@ -98,7 +100,10 @@ def test_a_ray_that_does_not_answer_is_nobodys_mistake(error: type[RayUnavailabl
 
 def test_a_ray_started_ahead_serves_the_sessions_within_and_ends_with_the_context() -> None:
     command = [sys.executable, "-c", AHEAD]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False, timeout=240)
+    # Homes of its own: other drivers of this machine come and go. Short, for Ray's sockets.
+    with tempfile.TemporaryDirectory(prefix="ra", dir="/tmp") as homes:
+        environment = {**os.environ, "TMPDIR": homes}
+        done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

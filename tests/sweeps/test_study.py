@@ -58,14 +58,14 @@ def _undisturbed(**changes: Any) -> Facts:
     return _run(Study(_spec(**changes)), lambda n: 0)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.data())
 def test_any_order_of_completion_gives_the_same_search(data: st.DataObject) -> None:
     facts = _run(Study(_spec()), lambda n: data.draw(st.integers(0, n - 1)), parallel=data.draw(st.integers(1, 6)))
     assert facts == _undisturbed()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.data())
 def test_a_search_resumed_from_any_prefix_equals_the_undisturbed_one(data: st.DataObject) -> None:
     whole = _undisturbed()

@@ -1,6 +1,13 @@
 """Two gloo workers through Ray Train give the losses of one process, whole or with the weights divided."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,20 +18,21 @@ from sweeps.budget import WallClock
 from sweeps.control import Pause, Resume, write_edit
 from sweeps.driver import run_attempt
 from sweeps.ledger import Ledger
+from sweeps.ray_session import ray_session
 from sweeps.run_dir import Record, RunDir, read_journal, read_result
 from sweeps.spec import parse_spec
 from sweeps.trial import Update, train_trial, workbench
+from tests.house import REPO
+from tests.sweeps.drivers import wait_until
 from tests.sweeps.tiny import tiny_base, tiny_spec
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.mark.parametrize("sharding", ["none", "full"])
-def test_two_workers_give_the_losses_of_one(tmp_path: Path, ray_cluster: str, sharding: str) -> None:
+def test_two_workers_give_the_losses_of_one(tmp_path: Path, sharding: str) -> None:
     """Also: a sweep of worker groups ends by itself and gives every placement group back, and all workers of a trial
     hold and go on together."""
-    from ray.util import placement_group_table  # noqa: PLC0415  # lazy: only this test needs it
-
     spec = tiny_spec(
         tiny_base(tmp_path / "base"),
         budget={"trials": 1, "steps": 6},
@@ -36,7 +44,14 @@ def test_two_workers_give_the_losses_of_one(tmp_path: Path, ray_cluster: str, sh
     )
     run = RunDir(tmp_path / "run")
     run.write_spec(spec.model_dump(mode="json"))
-    run_attempt(run, listeners=[_interfere(run)])
+    # A Ray of its own: in the common one others may have left too few cores, and a group would wait for ever.
+    with tempfile.TemporaryDirectory(prefix="wk", dir="/tmp", ignore_cleanup_errors=True) as short:
+        environment = {**os.environ, "TMPDIR": short}
+        command = [sys.executable, "-c", _ATTEMPT, str(run.root)]
+        done = subprocess.run(
+            command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
     records = read_journal(run.attempt(1))
     assert [record["data"]["action"] for record in records if record["type"] == "control.applied"] == [
         "pause",
@@ -52,20 +67,55 @@ def test_two_workers_give_the_losses_of_one(tmp_path: Path, ray_cluster: str, sh
     assert end.checkpoint is not None
     files = [set(read_manifest(where)["files"]) for where in (run.root / result["best"]["checkpoint"], end.checkpoint)]
     assert files[0] == files[1]
-    states = {group["state"] for group in placement_group_table().values()}
-    assert states <= {"REMOVED"}, "a worker group kept its resources"
+
+
+_ATTEMPT = """
+import sys
+from tests.sweeps.test_worker import attempt
+attempt(sys.argv[1])
+"""
+
+
+def attempt(root: str) -> None:
+    """In a process of its own: a Ray, an attempt that is interfered with, and then no placement group on that Ray."""
+    from ray.util import placement_group_table  # noqa: PLC0415  # lazy: only this process needs it
+
+    def held() -> set[str]:
+        return {name for name, group in placement_group_table().items() if group["state"] != "REMOVED"}
+
+    run = RunDir(root)
+    with ray_session(None, parse_spec(run.read_spec()).parallel):
+        run_attempt(run, listeners=[_interfere(run)])
+        wait_until(lambda: not held())  # a worker group that keeps its resources is never removed
 
 
 def _interfere(run: RunDir) -> Callable[[Record], None]:
-    """Pause the sweep when its trial starts, and let it go on after a while."""
+    """Pause the sweep while its trial stands still after its start, and let it go on after a while."""
+    pids: list[int] = []
 
     def heard(record: Record) -> None:
-        if record["type"] == "trial.created":
+        if record["type"] == "trial.started":
+            pids.append(record["data"]["pid"])
+            os.kill(pids[0], signal.SIGSTOP)  # of the first worker: its trial cannot end before the edit is answered
             write_edit(run, Pause())
         elif record["data"].get("action") == "pause":
-            threading.Timer(5.0, write_edit, (run, Resume())).start()
+            threading.Thread(target=_go_on, args=[run, pids[0]]).start()
 
     return heard
+
+
+def _go_on(run: RunDir, pid: int) -> None:
+    """Once all workers are told to hold, wake the one that stands still; then resume."""
+    try:
+        wait_until(lambda: _holding(run.attempt(1).signals))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    time.sleep(5.0)
+    write_edit(run, Resume())
+
+
+def _holding(signals: Path) -> bool:
+    return signals.exists() and bool(json.loads(signals.read_text())["hold"])
 
 
 def _alone(run: RunDir) -> tuple[list[float], Update]:

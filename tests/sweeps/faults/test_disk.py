@@ -35,8 +35,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-# Nothing is left: the journal fails first. 64 KiB: records go on, a checkpoint does not fit.
-@pytest.mark.parametrize("left", [0, 64 * 1024], ids=["nothing is left", "records fit, checkpoints do not"])
+# Nothing is left: the journal fails first. 192 KiB: records go on, the 250 KB of a rung's checkpoint do not fit.
+@pytest.mark.parametrize("left", [0, 192 * 1024], ids=["nothing is left", "records fit, checkpoints do not"])
 def test_a_full_disk_ends_the_attempt_and_no_trial(
     spec: SweepSpec, undisturbed: Path, small_disk: Path, left: int
 ) -> None:
@@ -45,12 +45,13 @@ def test_a_full_disk_ends_the_attempt_and_no_trial(
     ballast = small_disk / "ballast"
 
     def fill(record: Record) -> None:
-        if record["type"] == "trial.completed" and not ballast.exists():
+        # Again with every record: a trial that ends, or fails to write, gives space back.
+        if record["type"] == "trial.completed" or ballast.exists():
             _fill(ballast, left)
 
     with pytest.raises(StorageError, match=r"No space left on device.*check space and permissions"):
         run_attempt(run, listeners=[fill])
-    assert os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize < MIB, "the disk is still full"
+    assert _free(small_disk) < MIB, "the disk is still full"
     records = read_journal(run.attempt(1))
     last = records[-1]
     assert (last["type"], last["data"]["class"]) == ("job.failed", "SYSTEM_ERROR"), "the next attempt may go well"
@@ -60,7 +61,7 @@ def test_a_full_disk_ends_the_attempt_and_no_trial(
     check(run.root)
 
     with pytest.raises(StorageError):
-        run_attempt(run)  # nobody has made space
+        run_attempt(run, listeners=[fill])  # nobody has made space
 
     ballast.unlink()
     result = run_attempt(run)
@@ -70,13 +71,11 @@ def test_a_full_disk_ends_the_attempt_and_no_trial(
 
 def _fill(ballast: Path, left: int) -> None:
     """Take all the space but so many bytes, while others write too."""
-    with ballast.open("wb") as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(64 * 1024))
-            file.flush()
-    with contextlib.suppress(OSError), ballast.open("ab") as file:
-        while True:  # what is smaller than a block of ours
-            file.write(bytes(4096))
-            file.flush()
-    if left:
-        os.truncate(ballast, ballast.stat().st_size - left)
+    with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while (free := _free(ballast)) > left:
+            file.write(bytes(min(free - left, MIB)))
+
+
+def _free(place: Path) -> int:
+    facts = os.statvfs(place)
+    return facts.f_bavail * facts.f_frsize

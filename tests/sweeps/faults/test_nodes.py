@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 
 from sweeps.driver import run_attempt
 from sweeps.run_dir import RunDir, read_journal, read_result
-from tests.sweeps.drivers import Driver, leftovers, wait_for
+from tests.sweeps.drivers import Driver, leftovers, name_of, wait_for, wait_until
 from tests.sweeps.faults.invariants import ENDS, check
 
 pytestmark = pytest.mark.ray
@@ -28,37 +27,37 @@ pytestmark = pytest.mark.ray
 def test_a_node_is_killed_midway_and_the_sweep_finishes_on_the_other(run: RunDir, undisturbed: Path) -> None:
     with _ThreeNodes() as cluster:
         address = ["--ray-address", cluster.address]
-        with Driver(run.spec_path, run, *address, environment=cluster.environment) as driver:
-            # One of them may be up long before the other.
-            while {start["node"] for start in _starts(run)} != set(cluster.nodes):
-                assert driver.poll() is None, "trials did not run on both nodes"
-                time.sleep(0.05)
-            pid, node = _starts(run)[-1]["pid"], _starts(run)[-1]["node"]
-            os.kill(pid, signal.SIGSTOP)  # its trial cannot end before its node does
-            cluster.kill(node)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)  # an orphan now, which ends by itself
+        with Driver(run.spec_path, run, *address, environment=cluster.environment, suspending=2) as driver:
+            # One of them may be up long before the other. No trial gets beyond its start before it is woken.
+            wait_until(lambda: driver.poll() is not None or len(_starts(run)) >= 2)
+            one, other = _starts(run)[:2]
+            assert {one["node"], other["node"]} == set(cluster.nodes), "trials did not run on both nodes"
+            cluster.kill(other["node"])
+            for start in (other, one):
+                with contextlib.suppress(ProcessLookupError):  # of the dead node: an orphan now, which ends by itself
+                    os.kill(start["pid"], signal.SIGCONT)
             assert driver.wait(timeout=300) == 0
     check(run.root, like=undisturbed)
     result = read_result(run.attempt(1))
     assert result is not None
     assert result["trials"]["FAILED"] == 0
-    last = max(place for place, start in enumerate(_starts(run)) if start["node"] == node)
-    stopped, later = _starts(run)[last]["trial_id"], _starts(run)[last + 1 :]
+    again = [start["node"] for start in _starts(run) if start["trial_id"] == other["trial_id"]]
+    assert again == [other["node"], one["node"]], "a dead node's trial goes on on the other"
     ends = [record["data"] for record in read_journal(run.attempt(1)) if record["type"] in ENDS]
-    assert {data["node"] for data in ends} <= set(cluster.nodes)
-    in_time = {data["trial_id"] for data in ends if data["node"] == node}  # before it was stopped
-    assert stopped in in_time | {start["trial_id"] for start in later}, "a dead node's trial goes on on the other"
+    assert {data["node"] for data in ends} == {one["node"]}
 
 
 def test_the_head_dies_and_a_new_attempt_goes_on_with_a_fresh_ray(run: RunDir, undisturbed: Path) -> None:
     # Ray waits a minute for a head that may come back; the test need not.
-    with Driver(run.spec_path, run, environment={"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}) as driver:
+    soon = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+    orphan = Driver(run.spec_path, run, environment=soon, until=("trial.completed", 1))
+    with orphan as driver:
         wait_for(run, "trial.completed", 1)
         family = psutil.Process(driver.pid).children(recursive=True)
-        (head,) = [process for process in family if process.name() == "gcs_server"]
+        (head,) = [process for process in family if name_of(process) == "gcs_server"]
         head.send_signal(signal.SIGKILL)
-        assert driver.wait(timeout=120) != 0, "a driver without a head must not stay"
+        orphan.let_go()
+        assert driver.wait(timeout=300) != 0, "a driver without a head must not stay"
         assert leftovers(family) == []
     assert read_result(run.attempt(1)) is None
     result = run_attempt(run)

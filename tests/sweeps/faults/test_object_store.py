@@ -37,7 +37,8 @@ def test_a_sweep_outlives_its_driver_and_its_disk(
         watcher.place.refresh_attempt(1)
         return sum(trial.outcome is not None for trial in recorded_trials(watcher, below=9).values())
 
-    with Driver(body, uri, "--copies", str(first)) as driver:
+    ends = r"trial\.(completed|pruned|failed|infeasible)$"
+    with Driver(body, uri, "--copies", str(first), until=(ends, 2)) as driver:
         wait_until(lambda: over() >= 2)
         driver.send_signal(signal.SIGKILL)
         driver.wait()

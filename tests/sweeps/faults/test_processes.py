@@ -5,13 +5,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import psutil
 import pytest
 
+from simpo import checkpoint
 from sweeps.driver import run_attempt
+from sweeps.engine import run_or_rest
 from sweeps.run_dir import AttemptClaimed, Record, RunDir, read_journal, read_result
 from tests.sweeps.drivers import Driver, leftovers, wait_for
 from tests.sweeps.faults.invariants import check
@@ -22,7 +26,7 @@ pytestmark = pytest.mark.ray
 def test_a_killed_driver_leaves_no_process_and_its_successor_finds_the_same_winner(
     run: RunDir, undisturbed: Path
 ) -> None:
-    with Driver(run.spec_path, run) as driver:
+    with Driver(run.spec_path, run, until=("trial.completed", 2)) as driver:
         wait_for(run, "trial.completed", 2)
         family = psutil.Process(driver.pid).children(recursive=True)
         driver.send_signal(signal.SIGKILL)
@@ -38,8 +42,11 @@ def test_a_killed_driver_leaves_no_process_and_its_successor_finds_the_same_winn
 
 
 @pytest.mark.parametrize("moment", ["within a step", "while it writes a checkpoint"])
-def test_a_killed_trial_goes_on_in_another_process(run: RunDir, undisturbed: Path, moment: str) -> None:
+def test_a_killed_trial_goes_on_in_another_process(
+    run: RunDir, undisturbed: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assassin = _Assassin(run, at_checkpoint=moment == "while it writes a checkpoint")
+    monkeypatch.setattr("sweeps.engine.run_or_rest", _writing_while(assassin.gate))
     with assassin.at_work():
         run_attempt(run, listeners=[assassin.listen])
     assert assassin.victim, "nobody was killed"
@@ -68,13 +75,15 @@ def test_a_trial_that_always_dies_fails_alone(run: RunDir, undisturbed: Path) ->
 
 
 def test_an_orphan_comes_back_and_touches_nothing(run: RunDir, undisturbed: Path) -> None:
-    with Driver(run.spec_path, run) as orphan:
+    driver = Driver(run.spec_path, run, until=("trial.completed", 1))
+    with driver as orphan:
         wait_for(run, "trial.completed", 1)
         orphan.send_signal(signal.SIGSTOP)
         written = len(read_journal(run.attempt(1)))
 
         def wake(record: Record) -> None:
             if record["type"] == "trial.completed":
+                driver.let_go()
                 orphan.send_signal(signal.SIGCONT)
 
         result = run_attempt(run, listeners=[wake])
@@ -95,9 +104,13 @@ class _Assassin:
     def __init__(self, run: RunDir, *, at_checkpoint: bool) -> None:
         self.victim = ""
         """The trial whose process it was."""
+        self.gate = run.root.with_name("half-written")
+        """As long as it is there, checkpoints stay half-written (`_writing_while`)."""
         self._trials = run.root / "attempts" / "1" / "trials"
         self._at_checkpoint = at_checkpoint
         self._pids: dict[str, int] = {}
+        self._hand: threading.Thread | None = None
+        self._late = threading.Event()
         self._over = threading.Event()
 
     def listen(self, record: Record) -> None:
@@ -105,38 +118,61 @@ class _Assassin:
         data = record["data"]
         if record["type"] == "trial.started":
             self._pids[data["trial_id"]] = data["pid"]
-        elif record["type"] == "trial.progress" and data["step"] == 6 and not self._at_checkpoint and not self.victim:
+        elif record["type"] != "trial.progress" or self._at_checkpoint:
+            return
+        elif self._hand is None and data["step"] == 6:
             self.victim = data["trial_id"]
-            threading.Thread(target=_kill_when_it_works, args=[self._pids[self.victim]], daemon=True).start()
+            pid = self._pids[self.victim]
+            self._hand = threading.Thread(target=_kill_when_it_works, args=[pid, self._late], daemon=True)
+            self._hand.start()
+        elif self._hand is not None and data["trial_id"] == self.victim:
+            self._late.set()  # it was quicker: it has done its next step, and comes no further
+            self._hand.join()
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         """Looks for half-written checkpoints meanwhile."""
         watch = threading.Thread(target=self._watch, daemon=True)
+        if self._at_checkpoint:
+            self.gate.touch()
         watch.start()
-        yield
-        self._over.set()
-        watch.join()
+        try:
+            yield
+        finally:
+            self._over.set()
+            watch.join()
 
     def _watch(self) -> None:
         while self._at_checkpoint and not self.victim and not self._over.is_set():
-            for partial in self._trials.glob("*/.rung-*.partial-*"):
-                process = psutil.Process(int(partial.name.split("-")[-2]))
-                process.suspend()
-                while process.status() != psutil.STATUS_STOPPED:
-                    time.sleep(0.001)
-                if partial.exists():  # it did not finish meanwhile
-                    self.victim = partial.parent.name
-                    process.kill()
-                    break
-                process.resume()
-            time.sleep(0.0005)
+            for moments in self._trials.glob("*/.rung-*.partial-*/optimizer.safetensors"):
+                self.victim = moments.parent.parent.name
+                os.kill(int(moments.parent.name.split("-")[-2]), signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        self.gate.unlink(missing_ok=True)
 
 
-def _kill_when_it_works(pid: int) -> None:
-    """Once it has taken processor time for the next step."""
+def _writing_while(gate: Path) -> Callable[[dict[str, Any]], None]:
+    """What Tune calls, with checkpoints that stay half-written while `gate` is there. A closure: it travels whole."""
+
+    def run(config: dict[str, Any]) -> None:
+        save_file = checkpoint.save_file
+
+        def save_half(*what: Any, **how: Any) -> None:
+            save_file(*what, **how)  # the moments; the manifest is still to come
+            while gate.exists():
+                time.sleep(0.01)
+
+        with mock.patch.object(checkpoint, "save_file", save_half):
+            run_or_rest(config)
+
+    return run
+
+
+def _kill_when_it_works(pid: int, late: threading.Event) -> None:
+    """Once it has taken processor time for the next step; at once when it is late."""
     process = psutil.Process(pid)
     before = sum(process.cpu_times()[:2])
-    while sum(process.cpu_times()[:2]) == before:
+    while sum(process.cpu_times()[:2]) == before and not late.is_set():
         time.sleep(0.001)
     process.kill()
