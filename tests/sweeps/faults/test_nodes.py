@@ -32,16 +32,20 @@ def test_a_node_is_killed_midway_and_the_sweep_finishes_on_the_other(run: RunDir
             wait_until(lambda: driver.poll() is not None or len(_starts(run)) >= 2)
             one, other = _starts(run)[:2]
             assert {one["node"], other["node"]} == set(cluster.nodes), "trials did not run on both nodes"
-            cluster.kill(other["node"])
-            for start in (other, one):
-                with contextlib.suppress(ProcessLookupError):  # of the dead node: an orphan now, which ends by itself
-                    os.kill(start["pid"], signal.SIGCONT)
+            try:
+                cluster.kill(other["node"])
+                os.kill(one["pid"], signal.SIGCONT)
+                # Its process could end the trial before the cluster knows that the node is dead, were it woken now.
+                wait_until(lambda: driver.poll() is not None or len(_starts(run, other["trial_id"])) >= 2)
+            finally:
+                with contextlib.suppress(ProcessLookupError):  # an orphan, which ends by itself
+                    os.kill(other["pid"], signal.SIGCONT)
             assert driver.wait(timeout=300) == 0
     check(run.root, like=undisturbed)
     result = read_result(run.attempt(1))
     assert result is not None
     assert result["trials"]["FAILED"] == 0
-    again = [start["node"] for start in _starts(run) if start["trial_id"] == other["trial_id"]]
+    again = [start["node"] for start in _starts(run, other["trial_id"])]
     assert again == [other["node"], one["node"]], "a dead node's trial goes on on the other"
     ends = [record["data"] for record in read_journal(run.attempt(1)) if record["type"] in ENDS]
     assert {data["node"] for data in ends} == {one["node"]}
@@ -65,8 +69,10 @@ def test_the_head_dies_and_a_new_attempt_goes_on_with_a_fresh_ray(run: RunDir, u
     check(run.root, like=undisturbed)
 
 
-def _starts(run: RunDir) -> list[dict[str, Any]]:
-    return [record["data"] for record in read_journal(run.attempt(1)) if record["type"] == "trial.started"]
+def _starts(run: RunDir, trial_id: str | None = None) -> list[dict[str, Any]]:
+    """Of all trials, or of one, in their order."""
+    starts = [record["data"] for record in read_journal(run.attempt(1)) if record["type"] == "trial.started"]
+    return [start for start in starts if trial_id in (None, start["trial_id"])]
 
 
 class _ThreeNodes:
