@@ -189,11 +189,11 @@ def _scaling(idle_s: int | None) -> dict[str, Any]:
     `downscale_to_zero_delay_s` ends the replica, once it has answered. One is there at first, also after each change:
     Serve shows RUNNING when it has loaded.
     """
-    if idle_s is None:
-        return {"autoscaling_config": {"min_replicas": 1, "initial_replicas": 1, "max_replicas": 1}}
-    bounds = {"min_replicas": 0, "initial_replicas": 1, "max_replicas": 1}
-    delays = {"upscale_delay_s": 0, "downscale_delay_s": idle_s, "downscale_to_zero_delay_s": idle_s}
-    return {"autoscaling_config": {**bounds, **delays, "look_back_period_s": _LOOK_BACK_S}}
+    scaling: dict[str, Any] = {"min_replicas": 1, "initial_replicas": 1, "max_replicas": 1}
+    if idle_s is not None:
+        delays = {"upscale_delay_s": 0, "downscale_delay_s": idle_s, "downscale_to_zero_delay_s": idle_s}
+        scaling |= {"min_replicas": 0, **delays, "look_back_period_s": _LOOK_BACK_S}
+    return {"autoscaling_config": scaling}
 
 
 def _short(text: str) -> str:

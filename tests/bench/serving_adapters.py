@@ -19,14 +19,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from tests.bench.serving_face import Arm, Ours
 from tests.bench.serving_model import TINY, Asked, questions, saved_adapters, saved_model
 from tests.house import REPO
 from tests.serving import vllm_venv
-
-if TYPE_CHECKING:
-    from tests.bench.serving_arm import Arm
 
 Figures = dict[str, Any]
 
@@ -99,6 +99,7 @@ def main() -> None:
     first, *others = args.directories
     if others and args.engine == "stock":
         parser.error("transformers' continuous batching knows no adapters")
+    torch.set_num_threads(1)
     arms = ENGINES[args.engine](first, others)
     asked = questions(TINY, args.prompts, longest_answer=ANSWER)
     began = time.monotonic()
@@ -107,37 +108,33 @@ def main() -> None:
     arms[0].close()
 
 
-def _transformers(directory: Path, adapters: Sequence[Path]) -> "list[Arm]":
-    import torch  # noqa: PLC0415  # lazy: the process that only starts engines does without
-
-    from service.serving.engines.transformers import TransformersEngine  # noqa: PLC0415  # lazy: as above
+def _transformers(directory: Path, adapters: Sequence[Path]) -> list[Arm]:
+    from service.serving.engines.transformers import TransformersEngine  # noqa: PLC0415  # lazy: one engine a process
     from simpo.memory import keep_freed_pages  # noqa: PLC0415  # lazy: as above
-    from tests.bench.serving_arm import Ours  # noqa: PLC0415  # lazy: as above
 
-    torch.set_num_threads(1)
     engine = TransformersEngine.load(directory, adapters=len(adapters) > 0)
     keep_freed_pages()
-    return [Ours(engine.adapted(each)) for each in adapters] or [Ours(engine)]
+    return _ours(engine, adapters)
 
 
-def _vllm(directory: Path, adapters: Sequence[Path]) -> "list[Arm]":
+def _vllm(directory: Path, adapters: Sequence[Path]) -> list[Arm]:
     from service.serving.engines.vllm import VllmEngine  # noqa: PLC0415  # lazy: as above
-    from tests.bench.serving_arm import Ours  # noqa: PLC0415  # lazy: as above
 
-    engine = VllmEngine.load(directory, python=str(vllm_venv.interpreter()), max_adapters=len(adapters))
+    return _ours(VllmEngine.load(directory, python=str(vllm_venv.interpreter()), max_adapters=len(adapters)), adapters)
+
+
+def _ours(engine: Any, adapters: Sequence[Path]) -> list[Arm]:
+    """The engine itself where there are no adapters."""
     return [Ours(engine.adapted(each)) for each in adapters] or [Ours(engine)]
 
 
-def _stock(directory: Path, adapters: Sequence[Path]) -> "list[Arm]":
-    import torch  # noqa: PLC0415  # lazy: as above
-
+def _stock(directory: Path, adapters: Sequence[Path]) -> list[Arm]:
     from tests.bench.serving_arm import StockBatching  # noqa: PLC0415  # lazy: as above
 
-    torch.set_num_threads(1)
     return [StockBatching(directory, "float32")]
 
 
-ENGINES: Mapping[str, "Callable[[Path, Sequence[Path]], list[Arm]]"] = {
+ENGINES: Mapping[str, Callable[[Path, Sequence[Path]], list[Arm]]] = {
     "transformers": _transformers,
     "vllm": _vllm,
     "stock": _stock,
@@ -152,7 +149,7 @@ STARTED: Mapping[str, str] = {
 """What the table calls those that are started for each adapter, in its order."""
 
 
-async def _answers(arms: "Sequence[Arm]", asked: Sequence[Asked]) -> list[list[str]]:
+async def _answers(arms: Sequence[Arm], asked: Sequence[Asked]) -> list[list[str]]:
     """[arm][prompt]: what was said, as a digest."""
     said = [[""] * len(asked) for _ in arms]
     todo = iter([(which, number) for which in range(len(arms)) for number in range(len(asked))])

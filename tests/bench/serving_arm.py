@@ -17,43 +17,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from service.serving.engines.base import Engine, Sampling
 from service.serving.engines.transformers import TransformersEngine
 from tests.bench.load_wire import quantile
-
-Part = tuple[int, str]
-"""New tokens, and their text: as it comes, or all of it at the end."""
-
-
-class Arm(Protocol):
-    """An engine under one face."""
-
-    def answer(self, prompt_ids: Sequence[int], num_tokens: int) -> AsyncIterator[Part]:
-        """The greedy answer, in parts."""
-
-    def close(self) -> None:
-        """Stop it."""
-
-
-class Ours:
-    """An engine of the service, as the data plane asks it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    async def answer(self, prompt_ids: Sequence[int], num_tokens: int) -> AsyncIterator[Part]:
-        async for piece in self._engine.stream(prompt_ids, Sampling(max_new_tokens=num_tokens, temperature=0)):
-            yield piece.num_tokens, piece.text
-
-    def close(self) -> None:
-        self._engine.close()
+from tests.bench.serving_face import Arm, Ours, Part
 
 
 class StockBatching:
