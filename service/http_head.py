@@ -9,11 +9,11 @@ import asyncio
 import http
 import logging
 
-from starlette.datastructures import Headers
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import ServiceError, TooSlow, render
 from service.gate import MAX_HEAD, head_too_large, request_id_of
+from service.joined_writes import joined_writes
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class BoundedHead(HttpToolsProtocol):
         """A new connection: nothing is pending, and its first head is waited for."""
         self._pending = 0
         self._got_on = False
-        super().connection_made(transport)
+        super().connection_made(joined_writes(transport))
         self._deadline: asyncio.TimerHandle | None = self.loop.call_later(self.head_s, self._too_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -90,7 +90,7 @@ class BoundedHead(HttpToolsProtocol):
 
     def _refuse(self, error: ServiceError) -> None:
         if self._answers_nothing():  # else an answer is under way: the end must do
-            answer = render(error, "/", request_id_of(Headers()))
+            answer = render(error, "/", request_id_of({"headers": ()}))
             status = http.HTTPStatus(error.status)
             lines = [f"HTTP/1.1 {status} {status.phrase}".encode()]
             lines += [name + b": " + value for name, value in answer.raw_headers]

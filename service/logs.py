@@ -44,6 +44,12 @@ _NAMED = (
         r"\1\2" + _HIDDEN,
     ),
 )
+_HINTS = (
+    *("sk-", "whsec_", "hf_", "ghp", "gho", "ghs", "github_pat", "xox", "akia", "eyj"),
+    *("bearer", "basic", "://", "password", "passwd", "secret", "api", "token"),
+)
+"""In lower case: without one of them in it no ASCII text matches a pattern above. 20 times as fast to look for."""
+_encode = json.JSONEncoder(default=str).encode
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -66,9 +72,10 @@ _work: ContextVar[Work | None] = ContextVar("work", default=None)
 @contextmanager
 def of_request(request_id: str, traceparent: str | None) -> Iterator[None]:
     """Lines within this belong to this request, and to the trace that its caller began."""
-    given = _TRACEPARENT.fullmatch(traceparent or "")
-    trace_id, flags = (given[1], given[3]) if given else (secrets.token_hex(16), "00")
-    token = _work.set(Work(request_id=request_id, trace_id=trace_id, span_id=secrets.token_hex(8), flags=flags))
+    given = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
+    drawn = secrets.token_hex(24)
+    trace_id, flags = (given[1], given[3]) if given else (drawn[16:], "00")
+    token = _work.set(Work(request_id=request_id, trace_id=trace_id, span_id=drawn[:16], flags=flags))
     try:
         yield
     finally:
@@ -92,6 +99,10 @@ class Redactor:
         """The text without them."""
         for secret in self._known:
             text = text.replace(secret, _HIDDEN)
+        if text.isascii():  # beyond ASCII there are more letters that count as these in any case
+            lower = text.lower()
+            if not any(map(lower.__contains__, _HINTS)):
+                return text
         text = _SECRETS.sub(_HIDDEN, text)
         for pattern, instead in _NAMED:
             text = pattern.sub(instead, text)
@@ -125,7 +136,7 @@ class JsonLines(logging.Formatter):
             line["exception"] = self.formatException(record.exc_info)
         texts = [name for name, value in line.items() if isinstance(value, str)]
         line |= zip(texts, self._redact.each([line[name] for name in texts]), strict=True)
-        return json.dumps(line, default=str)
+        return _encode(line)
 
 
 class TextLines(logging.Formatter):
@@ -161,7 +172,7 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # uvicorn has set up its own, in a form of its own
         logger = logging.getLogger(name)
         logger.handlers.clear()
-        logger.propagate = True
+        logger.propagate = name != "uvicorn.access"  # `service.observe` writes its lines, without queries
     for name in ("httpx", "httpcore", "alembic"):  # a line for every look at Ray is no news
         logging.getLogger(name).setLevel(logging.WARNING)
     sys.excepthook = _uncaught

@@ -1,6 +1,8 @@
 """What comes before a body has a limit: at the application where it is whole, at the server where it never ends."""
 
+import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -133,3 +135,16 @@ def _pour(api: Served, start: bytes, piece: bytes, *, most: int) -> tuple[bytes,
         except ConnectionResetError:
             pass
         return answer, sent
+
+
+def test_an_answer_is_one_segment_and_its_request_one_line(api: Served) -> None:
+    """Which only the whole server shows: its transports, and its own logger for access."""
+    where = urlsplit(api.url)
+    with socket.create_connection((where.hostname, where.port), timeout=60) as asking:
+        asking.sendall(b"GET /v1/nowhere?q=mine HTTP/1.1\r\nhost: a\r\nx-request-id: one-line\r\n\r\n")
+        head, _, body = asking.recv(1 << 16).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 401 ") and json.loads(body)["request_id"] == "one-line"
+    while '"path": "/v1/nowhere"' not in api.log.read_text():  # ours comes after the answer, uvicorn's before it
+        time.sleep(0.01)
+    asked = [line for line in api.log.read_text().splitlines() if "/v1/nowhere" in line]
+    assert len(asked) == 1 and json.loads(asked[0])["request_id"] == "one-line" and "mine" not in asked[0]

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
 
+from service import logs
 from service.logs import FIELDS, Redactor, configure, of_request, traceparent
 from service.settings import Settings
 
@@ -16,6 +20,12 @@ pytestmark = pytest.mark.quick
 SECRETS = (
     *("sk-simpo-abcdefghijklmnop", "sk-proj-abcdefghijklmnop", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw="),
     *("hf_abcdefghijklmnop", "ghp_abcdefghijklmnopqrst", "AKIAABCDEFGHIJKLMNOP", "eyJhbGciOi.eyJzdWIiOi.c2lnbmF0"),
+)
+
+PARTS = (
+    *("Bearer ", "BASIC ", "ba\u017fic ", "abcdefgh", "://", "user", ":", "@host", "password", "PassWd", "secret", "="),
+    *("api_key", "API-key", "access_token", "auth-token", "token", "to\u212aen", '": "', "xoxa-abcdefgh", ".", " "),
+    *("gho_abcdefgh", "github_pat_abcdefgh", "sk_abcdefgh", "eyJ"),
 )
 
 
@@ -101,11 +111,30 @@ def test_the_form_follows_the_setting_or_the_terminal(stream: io.StringIO) -> No
         def isatty(self) -> bool:
             return True
 
-    for given, where, is_json in (("auto", stream, True), ("auto", Terminal(), False), ("json", Terminal(), True)):
-        configure(Settings(log_format=given, log_level="WARNING"), where)
+    for form, where, is_json in (("auto", stream, True), ("auto", Terminal(), False), ("json", Terminal(), True)):
+        configure(Settings(log_format=form, log_level="WARNING"), where)
         logging.getLogger("service.test").info("not this")
         logging.getLogger("uvicorn.error").warning("this")
         assert where.getvalue().startswith("{") is is_json and "not this" not in where.getvalue()
+
+
+@profile(max_examples=300)
+@given(st.lists(st.sampled_from([*PARTS, *SECRETS]) | st.text(max_size=4), max_size=8).map("".join))
+def test_looking_for_hints_first_hides_no_less(text: str) -> None:
+    """ASCII texts in which a word of a pattern is missing are not matched against it; all others are."""
+    slow = logs._SECRETS.sub(logs._HIDDEN, text)
+    for pattern, instead in logs._NAMED:
+        slow = pattern.sub(instead, slow)
+    assert Redactor()(text) == slow
+
+
+def test_uvicorn_writes_no_line_of_its_own_for_a_request(stream: io.StringIO) -> None:
+    access = logging.getLogger("uvicorn.access")
+    access.addHandler(logging.StreamHandler(stream))
+    configure(Settings(), stream)
+    assert not access.hasHandlers(), "which is what uvicorn asks of it"
+    access.error("GET /v1/me?q=mine")
+    assert stream.getvalue() == ""
 
 
 def test_what_is_short_is_no_secret_of_ours() -> None:
