@@ -4,6 +4,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -19,7 +20,7 @@ from service.auth import Authenticator
 from service.bearers import Bearers, TokenAuthenticator
 from service.clock import Clock, SystemClock
 from service.cluster import Jobs, RayJobs
-from service.context import Context
+from service.context import Context, Gateway
 from service.drain import Drain
 from service.errors import NotFound, ServiceError, invalid, pointer_of, render
 from service.events import TOLD
@@ -35,7 +36,6 @@ from service.metrics import Metrics
 from service.models import Event
 from service.observe import Observed
 from service.oidc import Oidc, oidc_of
-from service.openapi import DescribedAPI
 from service.outbox import PUT
 from service.plain_types import schemas_of_bodies
 from service.rayjobs import KubeRayJobs
@@ -74,6 +74,7 @@ from service.serving.rayservice import RayServiceDeployer
 from service.serving.waking import Waking
 from service.settings import Settings
 from service.store import Store
+from service.straight import LayeredAPI
 from service.stream import Hub
 
 
@@ -152,23 +153,31 @@ def create_app(
         reconciler=reconciler,
         metrics=metrics,
         drain=Drain(settings.drain_s),
-        models=models,
-        directory=directory,
-        meter=Meter(store, clock),
-        arms=arms,
-        waking=Waking(models, clock, most=settings.max_waiting, wait_s=settings.wake_s),
-    )
-    app = DescribedAPI(lifespan=_lifespan)
-    app.state.context = context
-    app.add_middleware(
-        Gate,
-        authenticator=Bearers(
-            Authenticator(store, clock), None if oidc is None else TokenAuthenticator(oidc, store, clock)
+        gateway=Gateway(
+            clock=clock,
+            metrics=metrics,
+            models=models,
+            directory=directory,
+            meter=Meter(store, clock),
+            arms=arms,
+            waking=Waking(models, clock, most=settings.max_waiting, wait_s=settings.wake_s),
         ),
+    )
+    authenticator = Bearers(
+        Authenticator(store, clock), None if oidc is None else TokenAuthenticator(oidc, store, clock)
+    )
+    gate = partial(
+        Gate,
+        authenticator=authenticator,
         max_upload=settings.max_dataset_bytes,
         refused=lambda asked: note_refusal(store, asked, clock),
     )
-    app.add_middleware(Observed, metrics=metrics)
+    app = LayeredAPI(
+        layers=(gate, partial(Observed, metrics=metrics)),
+        straight=inference.STRAIGHT if settings.proxy_models else (),
+        lifespan=_lifespan,
+    )
+    app.state.context = context
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(HTTPException, _http_error)
     if settings.proxy_models:  # first, as they are asked most: routes are tried in order
@@ -197,19 +206,19 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if context.settings.reconcile:
         context.reconciler.start()
     context.metrics.watchers.set_function(lambda: context.hub.watchers)
-    sharing = asyncio.ensure_future(context.meter.keep_shared())
+    sharing = asyncio.ensure_future(context.gateway.meter.keep_shared())
     try:
         with context.drain.on_signals(context.hub.drain):
             yield
     finally:
         sharing.cancel()
         await asyncio.gather(sharing, return_exceptions=True)
-        await run_in_threadpool(context.meter.share)
+        await run_in_threadpool(context.gateway.meter.share)
         await context.hub.close()
         if context.settings.reconcile:
             await run_in_threadpool(context.reconciler.stop)
-        await context.waking.close()
-        await context.models.aclose()
+        await context.gateway.waking.close()
+        await context.gateway.models.aclose()
         context.store.close()
 
 

@@ -29,6 +29,20 @@ NOBODY = ""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """What passes completions on; none of it shows rows."""
+
+    clock: Clock
+    metrics: Metrics
+    models: Onward
+    """To Ray Serve; knows neither our keys nor the caller's."""
+    directory: Directory
+    meter: Meter
+    arms: Arms
+    waking: Waking
+
+
+@dataclass(frozen=True, kw_only=True)
 class Context:
     """The parts of one application."""
 
@@ -45,12 +59,7 @@ class Context:
     reconciler: Reconciler
     metrics: Metrics
     drain: Drain
-    models: Onward
-    """To Ray Serve; knows neither our keys nor the caller's."""
-    directory: Directory
-    meter: Meter
-    arms: Arms
-    waking: Waking
+    gateway: Gateway
     recorder: Recorder | None = None
     """In a request: who notes what it changes."""
 
@@ -63,7 +72,14 @@ class Context:
         return replace(self, store=store, posts=self.posts.over(store), recorder=recorder)
 
 
-async def _context(request: Request) -> Context:
+def gateway_of(request: Request) -> Gateway:
+    """The application's, for endpoints that look at no row, as a rule."""
+    context: Context = request.app.state.context
+    return context.gateway
+
+
+def narrowed(request: Request) -> Context:
+    """The parts of the application as the caller may see them."""
     context: Context = request.app.state.context
     caller: Caller | None = getattr(request.state, "caller", None)
     if caller is None:
@@ -76,6 +92,10 @@ async def _context(request: Request) -> Context:
         request_id=request.state.request_id,
     )
     return context._narrowed(caller.project, Recorder(asked, context.clock))
+
+
+async def _context(request: Request) -> Context:
+    return narrowed(request)
 
 
 async def _caller(request: Request) -> Caller:

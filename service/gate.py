@@ -7,12 +7,10 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.audit import Asked, plain_path
@@ -69,30 +67,34 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        request_id = scope.setdefault("state", {}).setdefault("request_id", request_id_of(headers))
+        state = scope.setdefault("state", {})
+        if "request_id" not in state:  # else `service.observe` stands around this
+            state["request_id"] = request_id_of(scope)
+        request_id = state["request_id"]
         started = False
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                answer = MutableHeaders(scope=message)
-                answer["x-request-id"] = request_id
-                answer["x-content-type-options"] = "nosniff"
+                ours = ((b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff"))
+                message["headers"] = [*message.get("headers", ()), *ours]  # nothing inside sets these
             await send(message)
 
         try:
             _check_head(scope)
             if scope["path"] not in OPEN_PATHS:
-                await self._admit(scope, headers)
+                await self._admit(scope)
             if scope["method"] in ("GET", "HEAD", "OPTIONS"):
                 body = receive
             elif scope["method"] == "POST" and scope["path"] in UPLOADS:
-                body = self._upload(headers, receive)
+                body = self._upload(_length(scope), receive)
             else:
-                async with _patience(self._patience_s):
-                    body = await _whole_body(headers, receive)
+                try:
+                    async with asyncio.timeout(self._patience_s):
+                        body = await _whole_body(_length(scope), receive)
+                except TimeoutError:
+                    raise _too_slow() from None
             await self._app(scope, body, send_with_id)
         except Exception as error:
             answer = as_service_error(error)
@@ -106,9 +108,9 @@ class Gate:
                 raise  # too late for words: the connection breaks, which is what the client must see
             await render(answer, scope["path"], request_id)(scope, receive, send_with_id)
 
-    def _upload(self, headers: Headers, receive: Receive) -> Receive:
+    def _upload(self, length: int, receive: Receive) -> Receive:
         """The body as it comes; raises TooLarge where it passes the limit, at once where it says so beforehand."""
-        if _length(headers) > self._max_upload + _FORM:
+        if length > self._max_upload + _FORM:
             raise too_large(self._max_upload, "as sent")
         come, more = 0, True
         clock = asyncio.get_running_loop().time
@@ -117,8 +119,11 @@ class Gate:
         async def counted() -> Message:
             nonlocal come, more
             left = self._patience_s + come / _SLOWEST - (clock() - began)
-            async with _patience(min(self._patience_s, left) if more else None):
-                message = await receive()
+            try:
+                async with asyncio.timeout(min(self._patience_s, left) if more else None):
+                    message = await receive()
+            except TimeoutError:
+                raise _too_slow() from None
             more = bool(message.get("more_body"))
             come += len(message.get("body", b""))
             if come > self._max_upload + _FORM:
@@ -127,8 +132,8 @@ class Gate:
 
         return counted
 
-    async def _admit(self, scope: Scope, headers: Headers) -> None:
-        given = headers.get("authorization")
+    async def _admit(self, scope: Scope) -> None:
+        given = header_of(scope, b"authorization")
         caller = self._authenticator.remembered(given) or await run_in_threadpool(self._authenticator.caller, given)
         if caller is None:
             raise Unauthorized(
@@ -155,9 +160,17 @@ class Gate:
             log.error("%s: a refusal could not be noted: %s", state["request_id"], type(error).__name__)
 
 
-def request_id_of(headers: Headers) -> str:
+def header_of(scope: Scope, name: bytes) -> str | None:
+    """The first header of that name, which is in lower case, as those of a scope are."""
+    for each, value in scope["headers"]:
+        if each == name:
+            return str(value, "latin-1")
+    return None
+
+
+def request_id_of(scope: Scope) -> str:
     """The caller's own, if it is of a harmless form, else a new one."""
-    given = headers.get("x-request-id")
+    given = header_of(scope, b"x-request-id")
     return given if given and _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
 
 
@@ -175,9 +188,9 @@ def _check_head(scope: Scope) -> None:
         raise head_too_large()
 
 
-async def _whole_body(headers: Headers, receive: Receive) -> Receive:
+async def _whole_body(length: int, receive: Receive) -> Receive:
     """The body, read up to the limit and given on at once; raises TooLarge beyond it."""
-    if _length(headers) > MAX_BODY:
+    if length > MAX_BODY:
         raise _too_large()
     chunks: list[bytes] = []
     more = True
@@ -192,19 +205,14 @@ async def _whole_body(headers: Headers, receive: Receive) -> Receive:
     return _first({"type": "http.request", "body": b"".join(chunks), "more_body": False}, receive)
 
 
-@asynccontextmanager
-async def _patience(seconds: float | None) -> AsyncIterator[None]:
-    """Raises TooSlow (408): whoever sends a byte a minute holds nothing of ours for long."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise TooSlow("The body did not come in time: send it faster, or in one piece.") from None
+def _too_slow() -> TooSlow:
+    """Whoever sends a byte a minute holds nothing of ours for long."""
+    return TooSlow("The body did not come in time: send it faster, or in one piece.")
 
 
-def _length(headers: Headers) -> int:
+def _length(scope: Scope) -> int:
     """As said beforehand; 0 where nothing, or nothing sensible, was said: bytes are counted as they come."""
-    said = headers.get("content-length") or ""
+    said = header_of(scope, b"content-length") or ""
     return int(said[:20]) if said.isdecimal() else 0
 
 

@@ -6,6 +6,7 @@ wait, and why) is asked for when Prometheus asks, by the processes that reconcil
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -22,6 +23,7 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _HTTP_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _PASS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_KEPT = 1024
 _MAX_MODELS = 100  # names and versions with figures of their own
 _ATTEMPTS = {
     "job.submitted": "submitted",
@@ -83,6 +85,11 @@ class Metrics:
         )
         self.limited = self._counter("simpo_inference_limited", "Completions refused by a limit.")
         self._models: set[tuple[str, str]] = set()
+        # Finding what counts for some labels takes prometheus_client longer than counting.
+        self._request_of = lru_cache(_KEPT)(self.requests.labels)
+        self._request_seconds_of = lru_cache(_KEPT)(self.request_seconds.labels)
+        self._answer_of = lru_cache(_KEPT)(self.answers.labels)
+        self._tokens_of = lru_cache(_KEPT)(self.inference_tokens.labels)
         self.database_errors = self._counter("simpo_database_errors", "Statements that failed.", "kind")
         for label in (*_ATTEMPTS.values(), "adopted"):
             self.attempts.labels(label)
@@ -90,6 +97,21 @@ class Metrics:
             self.trials.labels(label)
         for label in ("delivered", "retried", "dead", "late"):
             self.webhook_attempts.labels(label)
+
+    def answered(self, method: str, route: str, status: str, seconds: float) -> None:
+        """Count a request. `seconds`: to the first byte of its answer."""
+        self._request_of(method, route, status).inc()
+        self._request_seconds_of(method, route).observe(seconds)
+
+    def completed(self, model: str, version: str, status: str) -> None:
+        """Count a completion whose answer has begun."""
+        self._answer_of(model, version, status).inc()
+
+    def spent(self, model: str, version: str, *, prompt: int, completion: int) -> None:
+        """Count the tokens of a completion."""
+        for kind, tokens in (("prompt", prompt), ("completion", completion)):
+            if tokens:
+                self._tokens_of(model, version, kind).inc(tokens)
 
     def told(self, events: Sequence[Event]) -> None:
         """Count events that were committed."""

@@ -6,10 +6,9 @@ Routes are named by their templates, so that no id becomes a label of a metric; 
 import logging
 import time
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.gate import request_id_of
+from service.gate import header_of, request_id_of
 from service.logs import FIELDS, of_request
 from service.metrics import Metrics
 
@@ -33,8 +32,7 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        request_id = request_id_of(headers)
+        request_id = request_id_of(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         began = time.perf_counter()
         status: int | None = None
@@ -46,7 +44,7 @@ class Observed:
                 self._count(scope, status, time.perf_counter() - began)
             await send(message)
 
-        with of_request(request_id, headers.get("traceparent")):
+        with of_request(request_id, header_of(scope, b"traceparent")):
             self._metrics.in_flight.inc()
             try:
                 await self._app(scope, receive, seen)
@@ -59,8 +57,7 @@ class Observed:
     def _count(self, scope: Scope, status: int | None, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         route = _route(scope)
-        self._metrics.requests.labels(method, route, str(status or "none")).inc()
-        self._metrics.request_seconds.labels(method, route).observe(seconds)
+        self._metrics.answered(method, route, str(status or "none"), seconds)
 
     def _write(self, scope: Scope, status: int | None, seconds: float) -> None:
         if scope["path"] in _QUIET or not log.isEnabledFor(logging.INFO):
@@ -76,7 +73,10 @@ class Observed:
             "project": getattr(caller, "project", None),
             **scope["state"].get(TOLD, {}),
         }
-        log.info("request", extra={FIELDS: facts})
+        # Not by `log.info`, which looks for the place in the code that it was called from.
+        record = logging.LogRecord(log.name, logging.INFO, "", 0, "request", (), None)
+        setattr(record, FIELDS, facts)
+        log.handle(record)
 
 
 def _route(scope: Scope) -> str:

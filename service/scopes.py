@@ -6,6 +6,7 @@ stack's key is one).
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 
 SCOPES = (
     "read",
@@ -66,6 +67,7 @@ def allows(scopes: Collection[str] | None, needed: str) -> bool:
     return scopes is None or needed in scopes or (needed not in _INSTALLATION and "admin" in scopes)
 
 
+@lru_cache(maxsize=4096)
 def scope_of(method: str, path: str) -> str:
     """The one scope that this request needs."""
     reads = method in ("GET", "HEAD")

@@ -3,17 +3,18 @@
 import json
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import httpx
 from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from service.canary_watch import candidate
-from service.context import CallerDep, Context, ContextDep, bearer
+from service.context import CallerDep, Context, ContextDep, Gateway, bearer, gateway_of, narrowed
 from service.errors import BadRequest, NotFound, TooMany, Unavailable
 from service.logs import traceparent
 from service.models import Deployment
@@ -31,10 +32,10 @@ from service.schemas_tuning import (
 from service.serving.accounts import ASKED, Account, asked_tokens
 from service.serving.arms import Reading
 from service.serving.catalogue import VERSION
-from service.serving.declared import DesiredDeployment
+from service.serving.directory import Served
 from service.serving.disconnect import CLIENT_CLOSED_REQUEST, ClientGone, unless_gone
 from service.serving.meter import Ticket
-from service.serving.onward import Onward, whole
+from service.serving.onward import Answer, NoAnswer, Onward
 from service.serving.watched import Watched
 from service.states import DeploymentState
 
@@ -46,15 +47,15 @@ _PASSED_ON = ("content-type", "retry-after", "cache-control", VERSION)
 
 
 @router.post("/chat/completions", responses=STREAMED, openapi_extra=asked(ChatIn))
-async def chat_completions(request: Request, context: ContextDep) -> Response:
+async def chat_completions(request: Request) -> Response:
     """OpenAI's chat completions, by the deployment that `model` names; streamed when asked for."""
-    return await _forward(request, context, "/v1/chat/completions")
+    return await _forward(request, "/v1/chat/completions")
 
 
 @router.post("/completions", responses=STREAMED, openapi_extra=asked(CompletionIn))
-async def completions(request: Request, context: ContextDep) -> Response:
+async def completions(request: Request) -> Response:
     """OpenAI's completions, likewise."""
-    return await _forward(request, context, "/v1/completions")
+    return await _forward(request, "/v1/completions")
 
 
 @router.get("/models", responses={200: {"model": ServedModelsOut}})
@@ -83,16 +84,26 @@ def delete_model(model: str, context: ContextDep, caller: CallerDep) -> Response
     return JSONResponse({"id": model, "object": "model", "deleted": True})
 
 
-async def _forward(request: Request, context: Context, path: str) -> Response:
+STRAIGHT = [
+    route
+    for route in router.routes
+    if isinstance(route, APIRoute) and route.endpoint in (chat_completions, completions)
+]
+"""Routes that are not to pass through the framework."""
+
+
+async def _forward(request: Request, path: str) -> Response:
+    gateway, state = gateway_of(request), request.state
+    caller = state.caller
     body = await request.body()
     values = _values(body)
-    deployment = await _known(context, request.state.caller.project, values["model"])
+    deployment = await _known(request, gateway, values["model"])
     try:
-        ticket = await context.meter.admit(request.state.caller, asked_tokens(values))
+        ticket = await gateway.meter.admit(caller, partial(asked_tokens, values))
     except TooMany:
-        context.metrics.limited.inc()
+        gateway.metrics.limited.inc()
         raise
-    watched = Watched(context.metrics, context.clock, deployment.name)
+    watched = Watched(gateway.metrics, gateway.clock, deployment.name)
     account = Account(partial(_settle, request, deployment, ticket, watched), watched.events)
     limits = {} if ticket is None else ticket.headers
     # The caller's key stays here: Serve knows no keys. Identity: the bytes are passed on as they are.
@@ -100,11 +111,12 @@ async def _forward(request: Request, context: Context, path: str) -> Response:
         ASKED: "1",
         "content-type": "application/json",
         "accept-encoding": "identity",
-        "x-request-id": request.state.request_id,
+        "x-request-id": state.request_id,
         **traceparent(),
     }
     try:
-        answer, reading = await _answer(request, context, deployment, values, path, headers)
+        sending = _Sending(path=path, body=body, headers=headers)
+        answer, whole, reading = await _answer(request, gateway, deployment, values, sending)
     except ClientGone:
         watched.close()
         # What was held for it stays taken: whoever leaves early asks for as much as whoever waits.
@@ -113,52 +125,55 @@ async def _forward(request: Request, context: Context, path: str) -> Response:
         account.close()
         raise
     account.begin(answer.headers)
-    watched.begin(answer.status_code, answer.headers.get(VERSION, ""))
+    watched.begin(answer.status, answer.headers.get(VERSION, ""))
     passed = {name: answer.headers[name] for name in _PASSED_ON if name in answer.headers}
-    streamed = _is_stream(answer)
     if reading is not None:
-        reading.begin(answer.status_code, streamed=streamed)
-    if streamed:
+        reading.begin(answer.status, streamed=whole is None)
+    if whole is None:
         chunks = _events(answer, deployment.name, account, reading)
-        return StreamingResponse(chunks, answer.status_code, {**passed, **limits})
-    account.whole(answer.content)
+        return StreamingResponse(chunks, answer.status, {**passed, **limits})
+    account.whole(whole)
     if reading is not None:
-        reading.whole(answer.content)
+        reading.whole(whole)
         reading.close()
-    return Response(answer.content, answer.status_code, {**passed, **limits})
+    return Response(whole, answer.status, {**passed, **limits})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sending:
+    """What goes to whoever answers."""
+
+    path: str
+    body: bytes
+    headers: Mapping[str, str]
 
 
 async def _answer(
-    request: Request,
-    context: Context,
-    deployment: Deployment,
-    values: Mapping[str, Any],
-    path: str,
-    headers: Mapping[str, str],
-) -> tuple[httpx.Response, Reading | None]:
-    """The head of a stream, or a whole answer. While there is a candidate: of whom, too.
+    request: Request, gateway: Gateway, deployment: Served, values: Mapping[str, Any], sending: _Sending
+) -> tuple[Answer, bytes | None, Reading | None]:
+    """The head of an answer, and its body where it is no stream. While there is a candidate: of whom, too.
 
     What a candidate cannot answer, the champion does: nobody is worse off for being drawn. Raises Unavailable (503).
     """
     cause: Exception | None = None
-    for declared, reading in await _drawn(context, deployment, values):
-        wakes = deployment.idle_s is not None and declared.variant is None
+    for prefix, reading in await _drawn(gateway, deployment, values):
+        is_champion = prefix == deployment.prefix
+        wakes = deployment.idle_s is not None and is_champion
         if wakes:
-            await unless_gone(request, context.waking.wait(deployment.id, deployment.name, declared.route_prefix))
+            await unless_gone(request, gateway.waking.wait(deployment.id, deployment.name, prefix))
         if reading is not None:
             reading.ask()
-        sent = _sent(context.models, declared.route_prefix + path, await request.body(), headers)
         try:
-            answer = await unless_gone(request, sent)
-        except httpx.HTTPError as error:
+            answer, whole = await unless_gone(request, _sent(gateway.models, prefix, sending))
+        except NoAnswer as error:
             cause = error
         else:
             # Anything else is in Serve's own words (no replica, too many waiting), not in the model's.
             worded = answer.headers.get("content-type", "").startswith(("application/json", "text/event-stream"))
-            if worded and (answer.status_code < 500 or declared.variant is None):
+            if worded and (answer.status < 500 or is_champion):
                 if wakes:
-                    context.waking.saw(deployment.id)
-                return answer, reading
+                    gateway.waking.saw(deployment.id)
+                return answer, whole, reading
             await answer.aclose()
         if reading is not None:
             reading.fail()
@@ -166,32 +181,29 @@ async def _answer(
     raise _no_answer(deployment.name) from cause
 
 
-async def _sent(models: Onward, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
+async def _sent(models: Onward, prefix: str, sending: _Sending) -> tuple[Answer, bytes | None]:
     """Of a stream its head, any other answer whole."""
-    answer = await models.ask("POST", path, content=body, headers=headers)
-    return answer if _is_stream(answer) else await whole(answer)
-
-
-def _is_stream(answer: httpx.Response) -> bool:
-    return bool(answer.headers.get("content-type", "").startswith("text/event-stream"))
+    answer = await models.ask("POST", prefix + sending.path, content=sending.body, headers=sending.headers)
+    is_stream = answer.headers.get("content-type", "").startswith("text/event-stream")
+    return answer, None if is_stream else await answer.whole()
 
 
 async def _drawn(
-    context: Context, deployment: Deployment, values: Mapping[str, Any]
-) -> Sequence[tuple[DesiredDeployment, Reading | None]]:
-    """Who is to answer a request, and who in their place."""
-    champion = desired(deployment)
-    live = await context.arms.live(deployment.id)
+    gateway: Gateway, deployment: Served, values: Mapping[str, Any]
+) -> Sequence[tuple[str, Reading | None]]:
+    """Where Serve has who is to answer a request, and who in their place."""
+    live = await gateway.arms.live(deployment.id)
     if live is None:
-        return [(champion, None)]
-    tries = [(champion, Reading(context.arms, live, "champion", context.clock))]
+        return [(deployment.prefix, None)]
+    tries = [(deployment.prefix, Reading(gateway.arms, live, "champion", gateway.clock))]
     if live.arm(values.get("user")) == "candidate":
-        reading = Reading(context.arms, live, "candidate", context.clock)
-        tries.insert(0, (candidate(champion, live.revision, champion.model_path), reading))
+        champion = deployment.champion
+        reading = Reading(gateway.arms, live, "candidate", gateway.clock)
+        tries.insert(0, (candidate(champion, live.revision, champion.model_path).route_prefix, reading))
     return tries
 
 
-async def _events(answer: httpx.Response, name: str, account: Account, reading: Reading | None) -> AsyncIterator[bytes]:
+async def _events(answer: Answer, name: str, account: Account, reading: Reading | None) -> AsyncIterator[bytes]:
     """Whole events, as they come. A replica that dies leaves a stream without its end: then the last event says so."""
     held, last = b"", b""
     try:
@@ -203,8 +215,8 @@ async def _events(answer: httpx.Response, name: str, account: Account, reading: 
                 if reading is not None:
                     reading.events(whole)
                 yield whole + end
-    except httpx.HTTPError as error:
-        log.warning("the stream of %s broke: %s", name, type(error).__name__)
+    except NoAnswer as error:
+        log.warning("the stream of %s broke: %s", name, error)
     finally:
         account.close()
     broken = not last.startswith((b"data: [DONE]", b'data: {"error"'))
@@ -219,7 +231,7 @@ async def _events(answer: httpx.Response, name: str, account: Account, reading: 
 
 
 def _settle(
-    request: Request, deployment: Deployment, ticket: Ticket | None, watched: Watched, read: int, written: int
+    request: Request, deployment: Served, ticket: Ticket | None, watched: Watched, read: int, written: int
 ) -> None:
     watched.close(read, written)
     request.state.told = {"model": deployment.name, "prompt_tokens": read, "completion_tokens": written}
@@ -227,9 +239,9 @@ def _settle(
         ticket.settle(read + written)
 
 
-async def _chunks(answer: httpx.Response) -> AsyncIterator[bytes]:
+async def _chunks(answer: Answer) -> AsyncIterator[bytes]:
     try:
-        async for chunk in answer.aiter_raw():
+        async for chunk in answer.pieces():
             yield chunk
     finally:
         # Also when the client went away: the replica then stops generating.
@@ -249,15 +261,22 @@ def _values(body: bytes) -> dict[str, Any]:
     return found
 
 
-async def _known(context: Context, project: str, name: str) -> Deployment:
+async def _known(request: Request, gateway: Gateway, name: str) -> Served:
     """A deployment of the caller's, from memory where it was READY a moment ago: no query, no thread."""
-    for row in context.directory.remembered(project) or ():
-        if row.name == name and _ready(row):
-            return row
-    changes = context.directory.changes
-    rows = await run_in_threadpool(_deployments, context)
-    context.directory.remember(project, rows, changes)
-    return _chosen(rows, name)
+    project = request.state.caller.project
+    remembered = gateway.directory.remembered(project)
+    if remembered is not None and name in remembered:
+        return remembered[name]
+    changes = gateway.directory.changes
+    rows = await run_in_threadpool(_deployments, narrowed(request))
+    served = {row.name: _served(row) for row in rows if _ready(row)}
+    gateway.directory.remember(project, served, changes)
+    return served[_chosen(rows, name).name]
+
+
+def _served(row: Deployment) -> Served:
+    champion = desired(row)
+    return Served(id=row.id, name=row.name, prefix=champion.route_prefix, champion=champion, idle_s=row.idle_s)
 
 
 def _find(context: Context, name: str) -> Deployment:

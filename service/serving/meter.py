@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from sqlalchemy import delete, or_, select
@@ -23,7 +23,7 @@ from service.auth import Caller
 from service.clock import Clock
 from service.errors import TooMany
 from service.models_inference import InferenceUse
-from service.serving.rates import DAY_S, MINUTE_S, Rule, Window, in_openais_words
+from service.serving.rates import DAY_S, MINUTE_S, NO_LIMITS, Rule, Window, in_openais_words
 from service.store import Store
 
 log = logging.getLogger(__name__)
@@ -85,22 +85,22 @@ class Meter:
         self._touched = False
         self._swept_at = float("-inf")
 
-    async def admit(self, caller: Caller, tokens: int) -> Ticket | None:
+    async def admit(self, caller: Caller, tokens: Callable[[], int]) -> Ticket | None:
         """Let a request through that may take so many tokens, and hold them; None: no limit concerns it.
 
         Raises TooMany (429): what, and when to ask again.
         """
+        if caller.limits == NO_LIMITS == caller.project_limits:
+            return None
         rules = [
             (subject, rule)
             for subject, limits in ((caller.key_id, caller.limits), (caller.project, caller.project_limits))
             for rule in limits.rules()
         ]
-        if not rules:
-            return None
         subjects = {subject: caller.project for subject, _ in rules}
         if self._are_stale(subjects):
             await run_in_threadpool(self.share, subjects)
-        return self._take(caller, rules, min(tokens, _MAX_TOKENS))
+        return self._take(caller, rules, min(tokens(), _MAX_TOKENS))
 
     async def keep_shared(self) -> None:
         """Tell and ask the other processes once a second, while there is something to tell. Until it is cancelled."""

@@ -1,31 +1,70 @@
-"""How the gateway asks Ray Serve: httpx's requests and answers over aiohttp's connections.
+"""How the gateway asks Ray Serve: over aiohttp's connections, each request for itself.
 
-httpx's own pool walks all its connections for each request and parses in Python, which with 64 at once was most of what
-a request cost; its client looks for redirects, cookies and credentials besides, and none of one user's may go out with
-the next one's request (`tests/bench/serving_gateway.py`).
+What is sent is what is given: no cookies, no redirects, no proxy of the environment. None of one user's may go out with
+the next one's request, and a client library that looks for such things costs as much as the answer does
+(`tests/bench/serving_gateway.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from functools import lru_cache
+from typing import Protocol
 
 import aiohttp
-import httpx
-from httpx_aiohttp import AiohttpTransport
+from yarl import URL
 
 MOST = 1000
 """Requests under way at once; hundreds may stream."""
-PATIENCE = httpx.Timeout(600.0, connect=5.0)
-"""A long answer on a slow machine takes minutes."""
+_CONNECT_S = 5.0
 _KEPT_S = 5.0  # less than Serve keeps a connection that rests, so that it is not found closed
 
 
-class Onward:
-    """The way to one origin. What is sent is what is given: no cookies, no redirects, no proxy of the environment."""
+class NoAnswer(Exception):
+    """Nobody listens, or the connection broke before the answer was whole."""
 
-    def __init__(self, origin: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """`transport`: the connections; default: aiohttp's."""
+
+class NoWord(NoAnswer):
+    """Nothing came for as long as was to be waited."""
+
+
+class Answer(Protocol):
+    """The head of an answer, and the way to its body. Who asked for it reads all of that, or closes it."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """By names in any case."""
+
+    async def whole(self) -> bytes:
+        """The body; closed where it does not come to its end or nobody waits any more: the replica then stops.
+
+        Raises NoAnswer.
+        """
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises NoAnswer."""
+
+    async def aclose(self) -> None:
+        """Nobody reads on: the replica stops."""
+
+
+def patience(read_s: float, *, connect_s: float = _CONNECT_S) -> aiohttp.ClientTimeout:
+    """How long to wait for a connection, and then for each next piece."""
+    return aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=read_s)
+
+
+PATIENCE = patience(600.0)
+"""A long answer on a slow machine takes minutes."""
+
+
+class Onward:
+    """The way to one origin. For one event loop."""
+
+    def __init__(self, origin: str) -> None:
+        """Nothing is opened before the first request."""
         self._origin = origin.rstrip("/")
-        self._transport = transport or _connections(origin)
+        self._session: aiohttp.ClientSession | None = None
 
     async def ask(
         self,
@@ -34,45 +73,67 @@ class Onward:
         *,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        patience: httpx.Timeout = PATIENCE,
-    ) -> httpx.Response:
-        """The head of the answer; who asks reads it or closes it. Raises httpx.TransportError."""
-        request = httpx.Request(
-            method,
-            _url(self._origin + path),
-            content=content,
-            headers=headers,
-            extensions={"timeout": patience.as_dict()},
-        )
-        answer = await self._transport.handle_async_request(request)
-        answer.request = request
-        return answer
+        patience: aiohttp.ClientTimeout = PATIENCE,
+    ) -> Answer:
+        """The head of the answer; who asks reads it or closes it. Raises NoAnswer."""
+        session = self._session or self._open()
+        try:
+            answer = await session.request(
+                method,
+                _url(self._origin + path),
+                data=None if content is None else aiohttp.BytesPayload(content),  # else it looks for what fits
+                headers=headers,
+                timeout=patience,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _named(error) from error
+        return _Received(answer)
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._transport.aclose()
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=MOST, keepalive_timeout=_KEPT_S)
+        self._session = aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+        )
+        return self._session
 
 
-async def whole(answer: httpx.Response) -> httpx.Response:
-    """It, read to its end; closed also where that fails or nobody waits any more: the replica then stops."""
-    try:
-        await answer.aread()
-    finally:
-        await answer.aclose()
-    return answer
+class _Received:
+    """aiohttp's answer, whose errors are ours."""
+
+    __slots__ = ("_answer", "headers", "status")
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self._answer = answer
+        self.status = answer.status
+        self.headers: Mapping[str, str] = answer.headers
+
+    async def whole(self) -> bytes:
+        try:
+            return await self._answer.read()  # which closes where it fails
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _named(error) from error
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._answer.content.iter_any():
+                yield piece
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _named(error) from error
+
+    async def aclose(self) -> None:
+        self._answer.close()
 
 
-def _connections(origin: str) -> AiohttpTransport:
-    # Certificates are read (40 ms) only where they are needed.
-    transport = AiohttpTransport(verify=origin.startswith("https:"), trust_env=False)
-
-    def session() -> aiohttp.ClientSession:
-        """Called with the first request, in its event loop."""
-        connector = aiohttp.TCPConnector(limit=MOST, keepalive_timeout=_KEPT_S, ssl=transport.ssl_context)
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-
-    transport.client = session
-    return transport
+def _named(error: Exception) -> NoAnswer:
+    # One that comes while nobody was connected yet says that nobody listens, not that somebody is slow.
+    slow = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
+    return (NoWord if slow else NoAnswer)(f"{type(error).__name__}: {error}")
 
 
-_url = lru_cache(maxsize=1024)(httpx.URL)  # parsing one takes as long as sending it
+_url = lru_cache(maxsize=1024)(URL)  # parsing one takes as long as sending it

@@ -7,12 +7,11 @@ once for all that wait, and not while answers come.
 
 import asyncio
 from dataclasses import dataclass
-
-import httpx
+from http import HTTPStatus
 
 from service.clock import Clock
 from service.errors import Unavailable
-from service.serving.onward import Onward, whole
+from service.serving.onward import NoAnswer, NoWord, Onward, patience
 
 _TRUSTED_S = 1.0  # after a sign of life; a replica leaves later than that
 _AGAIN_S = "5"
@@ -84,14 +83,15 @@ class Waking:
         await asyncio.gather(*asked, return_exceptions=True)
 
     async def _ask(self, name: str, prefix: str) -> str:
-        patience = httpx.Timeout(self._wait_s, connect=10.0)
+        waits = patience(self._wait_s, connect_s=10.0)
         try:
-            answer = await whole(await self._models.ask("GET", f"{prefix}/v1/models/{name}", patience=patience))
-        except httpx.ReadTimeout:
+            answer = await self._models.ask("GET", f"{prefix}/v1/models/{name}", patience=waits)
+            await answer.whole()
+        except NoWord:
             return f"no replica came within {self._wait_s:.0f} s"
-        except httpx.HTTPError:
+        except NoAnswer:
             return "Ray Serve does not answer"
-        return "" if answer.status_code == httpx.codes.OK else "Ray Serve has no place for it now"
+        return "" if answer.status == HTTPStatus.OK else "Ray Serve has no place for it now"
 
 
 def _starting(name: str, why: str) -> Unavailable:

@@ -24,7 +24,7 @@ class Watched:
     def begin(self, status: int, version: str) -> None:
         """The head of the answer is there; `version`: who gives it."""
         self._labels = self._metrics.inference_labels(self._model, version)
-        self._metrics.answers.labels(*self._labels, str(status)).inc()
+        self._metrics.completed(*self._labels, str(status))
 
     def events(self, block: bytes) -> None:
         """Whole events of a stream."""
@@ -44,6 +44,4 @@ class Watched:
         if self._open:
             self._open = False
             self._metrics.answers_open.dec()
-        for kind, tokens in (("prompt", read), ("completion", written)):
-            if tokens:
-                self._metrics.inference_tokens.labels(*self._labels, kind).inc(tokens)
+        self._metrics.spent(*self._labels, prompt=read, completion=written)

@@ -20,11 +20,11 @@ from service.models import Attempt, Deployment, Event, Sweep, Trial
 from service.oidc import Oidc
 from service.reconcile import Reconciler
 from service.serving.deployer import Deployer
-from service.serving.onward import Onward
 from service.settings import Settings
 from service.store import Store
 from tests.fakes import FakeClock, FakeDeployer, FakeDriver, FakeJobs
 from tests.service.postgres import private_postgres
+from tests.service.serve_double import ServeDouble
 
 
 @dataclass(kw_only=True)
@@ -129,7 +129,7 @@ def make_plane(
     """
     settings = replace(settings, **changes)
     store, jobs, deployer, clock = Store(settings.database_url), FakeJobs(), FakeDeployer(), FakeClock()
-    models = Onward("http://serve.test", serve) if serve else None
+    models = ServeDouble(serve) if serve else None
     app = create_app(
         settings,
         store=store,

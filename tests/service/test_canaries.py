@@ -101,7 +101,7 @@ def ask(plane: Plane, number: int = 1, **more: Any) -> Counter[str]:
 def judged(plane: Plane) -> dict[str, Any]:
     """The candidate, once what was counted is written down and looked at."""
     context: Context = plane.client.app.state.context  # type: ignore[attr-defined]
-    context.arms.flush()
+    context.gateway.arms.flush()
     plane.turn()
     shown: dict[str, Any] = plane.client.get(f"{path(plane)}/canary").json()
     return shown

@@ -88,7 +88,7 @@ CALLER = Caller(key_id="key_1", name="n", limits=RateLimits(requests_per_minute=
 
 
 def taken(meter: Meter, tokens: int = 10, caller: Caller = CALLER) -> Ticket:
-    ticket = asyncio.run(meter.admit(caller, tokens))
+    ticket = asyncio.run(meter.admit(caller, lambda: tokens))
     assert ticket is not None
     return ticket
 
@@ -184,7 +184,7 @@ def test_old_spans_go(store: Store) -> None:
 
 def test_a_caller_without_limits_costs_nothing(store: Store) -> None:
     meter = Meter(store, FakeClock())
-    assert asyncio.run(meter.admit(Caller(key_id="key_2", name="n"), 10**15)) is None
+    assert asyncio.run(meter.admit(Caller(key_id="key_2", name="n"), lambda: 10**15)) is None
     assert not meter._sums and not meter._touched
 
 

@@ -19,11 +19,11 @@ import uvicorn
 from service.app import create_app
 from service.auth import create_key
 from service.local_process import free_ports
-from service.serving.onward import Onward
 from service.settings import Settings
 from service.store import Store
 from simpo.methods import METHODS
 from tests.service.ray_double import TOKEN, RayDouble
+from tests.service.serve_double import ServeDouble
 from tests.service.test_datasets import FakeDoctor
 from tests.service.test_inference import said
 
@@ -62,7 +62,7 @@ class Stack:
         store.migrate()
         key = create_key(store, "tests")
         store.close()
-        serve = Onward("http://serve.test", httpx.MockTransport(_chat))
+        serve = ServeDouble(httpx.MockTransport(_chat))
         app = create_app(self.settings, doctor=self.doctor, models=serve)
         (port,) = free_ports(1)
         self._uvicorn = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))

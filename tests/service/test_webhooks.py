@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from service.models_webhooks import Webhook, WebhookDelivery
 from service.settings import Settings
 from service.webhook_reach import Checked, client
 from sweeps.judges_reach import NotPublic
+from tests.service.certificates import self_signed
 from tests.service.conftest import Plane, make_plane
 from tests.service.faults.world import wait
 from tests.service.postgres import fresh_database
@@ -369,15 +369,12 @@ def test_the_next_address_is_tried_where_one_does_not_answer(there: Receiver) ->
 
 def test_the_certificate_must_be_that_of_the_name(tmp_path: Path) -> None:
     """TLS to the checked address, with the name in SNI and Host; a certificate for another name ends it."""
-    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    made += ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert"), "-subj", "/CN=hooks.example.com"]
-    made += ["-addext", "subjectAltName=DNS:hooks.example.com"]
-    subprocess.run(made, check=True, capture_output=True)
+    certificate, key = self_signed(tmp_path, "DNS:hooks.example.com")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    context.load_cert_chain(certificate, key)
     names: list[str | None] = []
     context.sni_callback = lambda connection, name, _: names.append(name)  # type: ignore[assignment]
-    trusting = ssl.create_default_context(cafile=str(tmp_path / "cert"))
+    trusting = ssl.create_default_context(cafile=str(certificate))
 
     async def resolve(host: str, port: int) -> list[str]:
         return ["127.0.0.1"]

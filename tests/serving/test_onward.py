@@ -5,14 +5,14 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from httpx_aiohttp import AiohttpTransport
 
 from service.serving import onward
-from service.serving.onward import Onward, whole
+from service.serving.onward import Answer, NoAnswer, NoWord, Onward, patience
+from tests.service.certificates import self_signed
 
 pytestmark = pytest.mark.quick
 
@@ -61,6 +61,11 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
+async def _all(answer: Answer) -> list[bytes]:
+    async with aclosing(answer):
+        return [piece async for piece in answer.pieces()]
+
+
 @pytest.fixture
 def nobody() -> Iterator[str]:
     """An origin at which nobody listens, and nobody can: the port is taken."""
@@ -83,7 +88,8 @@ def test_one_connection_serves_many_and_no_cookie_is_kept(monkeypatch: pytest.Mo
         peers: set[Any] = set()
         async with server(talk) as (models, heads):
             for _ in range(3):
-                assert (await whole(await models.ask("GET", "/d/m/v1/models"))).text == "ok"
+                answer = await models.ask("GET", "/d/m/v1/models")
+                assert (answer.status, answer.headers["Content-Length"], await answer.whole()) == (200, "2", b"ok")
         assert len(heads) == 3 and len(peers) == 1
         assert heads[0].startswith("get /d/m/v1/models http/1.1") and not any("cookie" in head for head in heads)
 
@@ -95,7 +101,7 @@ def test_a_name_and_password_in_the_origin_are_sent_as_such() -> None:
         async with server(answers(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")) as (models, heads):
             origin = models._origin.replace("://", "://ann:secret@") + "/serve/"
             async with aclosing(Onward(origin)) as named:
-                await whole(await named.ask("GET", "/d/m/v1/models"))
+                await (await named.ask("GET", "/d/m/v1/models")).whole()
         assert heads[0].startswith("get /serve/d/m/v1/models http/1.1")
         assert "authorization: basic yw5uonnly3jlda==" in heads[0], "as lower-case as the rest of the head"
 
@@ -112,7 +118,7 @@ def test_a_stream_comes_piece_by_piece() -> None:
             writer.write(b"3\r\ntwo\r\n0\r\n\r\n")
 
         async with server(talk) as (models, _):
-            pieces = (await models.ask("GET", "/")).aiter_raw()
+            pieces = (await models.ask("GET", "/")).pieces()
             assert await anext(pieces) == b"one"
             seen.set()
             assert await anext(pieces) == b"two"
@@ -149,15 +155,17 @@ def test_who_leaves_closes_the_connection(begun: bool) -> None:
     [b"", b"HTTP/1.1 200 OK\r\ncon", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf", CHUNKED + b"3\r\none\r\n"],
     ids=["nothing", "half a head", "half a body", "a stream without end"],
 )
-def test_an_answer_that_breaks_off_is_an_error_of_httpx(text: bytes) -> None:
+def test_an_answer_that_breaks_off_is_none(text: bytes) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await answers(text)(reader, writer)
         writer.close()
 
     async def work() -> None:
         async with server(talk) as (models, _):
-            with pytest.raises(httpx.HTTPError):
-                await whole(await models.ask("POST", "/", content=b"{}"))
+            with pytest.raises(NoAnswer):
+                await (await models.ask("POST", "/", content=b"{}")).whole()
+            with pytest.raises(NoAnswer):
+                await _all(await models.ask("POST", "/", content=b"{}"))
 
     run(work)
 
@@ -165,23 +173,67 @@ def test_an_answer_that_breaks_off_is_an_error_of_httpx(text: bytes) -> None:
 def test_nobody_there_and_nobody_who_speaks(nobody: str) -> None:
     async def work() -> None:
         async with aclosing(Onward(nobody)) as models:
-            with pytest.raises(httpx.TransportError):
+            with pytest.raises(NoAnswer, match="ClientConnectorError") as told:
                 await models.ask("GET", "/")
+            assert not isinstance(told.value, NoWord)
 
         async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.read()
 
         async with server(silent) as (models, _):
-            with pytest.raises(httpx.ReadTimeout):
-                await models.ask("GET", "/", patience=httpx.Timeout(120, read=0.1))
+            with pytest.raises(NoWord):
+                await models.ask("GET", "/", patience=patience(0.1))
+
+        async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(CHUNKED + b"3\r\none\r\n")
+            await reader.read()
+
+        async with server(half) as (models, _):
+            with pytest.raises(NoWord):
+                await (await models.ask("GET", "/", patience=patience(0.1))).whole()
+            with pytest.raises(NoWord):
+                await _all(await models.ask("GET", "/", patience=patience(0.1)))
 
     run(work)
 
 
-def test_certificates_are_checked_where_there_are_any() -> None:
-    modes = {}
-    for scheme in ("http", "https"):
-        transport = Onward(f"{scheme}://serve.test")._transport
-        assert isinstance(transport, AiohttpTransport)
-        modes[scheme] = transport.ssl_context.verify_mode
-    assert modes == {"http": ssl.CERT_NONE, "https": ssl.CERT_REQUIRED}
+def test_what_is_sent_is_what_is_given_and_no_redirect_is_followed() -> None:
+    async def work() -> None:
+        bodies: list[bytes] = []
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            bodies.append(await reader.readexactly(2))
+            head = b"HTTP/1.1 307 Go\r\nlocation: /elsewhere\r\ncontent-encoding: gzip\r\ncontent-length: 3\r\n\r\n"
+            writer.write(head + b"raw")
+
+        async with server(talk) as (models, heads):
+            answer = await models.ask("POST", "/a", content=b"{}", headers={"content-type": "application/json"})
+            assert (answer.status, await answer.whole()) == (307, b"raw"), "bytes as they came"
+        (head,) = heads
+        assert bodies == [b"{}"] and "content-length: 2\r\n" in head and head.count("content-type") == 1
+
+    run(work)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_certificates_are_checked_where_there_are_any(scheme: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*self_signed(tmp_path, "IP:127.0.0.1"))
+        ready = answers(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await _head(reader)
+            await ready(reader, writer)
+            writer.close()
+
+        served = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context if scheme == "https" else None)
+        port = served.sockets[0].getsockname()[1]
+        async with served, aclosing(Onward(f"{scheme}://127.0.0.1:{port}")) as models:
+            if scheme == "http":
+                assert await (await models.ask("GET", "/")).whole() == b""
+            else:
+                with pytest.raises(NoAnswer, match="certificate"):
+                    await models.ask("GET", "/")
+
+    run(work)

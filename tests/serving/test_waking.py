@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from service.errors import Unavailable
-from service.serving.onward import Onward
 from service.serving.waking import Waking
 from tests.fakes import FakeClock
+from tests.service.serve_double import ServeDouble
 
 pytestmark = pytest.mark.quick
 
@@ -37,7 +37,7 @@ def play(act: Callable[[Replica, Waking, FakeClock], Awaitable[None]], **limits:
 
     async def scene() -> None:
         replica, clock = Replica(), FakeClock()
-        models = Onward("http://serve.test", httpx.MockTransport(replica))
+        models = ServeDouble(httpx.MockTransport(replica))
         waking = Waking(models, clock, **{"most": 3, "wait_s": 60.0, **limits})
         await act(replica, waking, clock)
         await waking.close()

@@ -21,11 +21,11 @@ import httpx
 
 from service.app import create_app
 from service.auth import create_key
-from service.serving.onward import Onward
 from service.settings import Settings
 from service.store import Store
 from tests.house import REPO
 from tests.service.ray_double import TOKEN, RayDouble
+from tests.service.serve_double import ServeDouble
 from tests.service.served import in_thread
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
@@ -69,12 +69,12 @@ def serving(directory: Path, *, trial_s: float = 0.01) -> Iterator[tuple[str, st
             yield origin, key
 
 
-def _serve() -> Onward:
+def _serve() -> ServeDouble:
     def answer(request: httpx.Request) -> httpx.Response:
         said = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m", "choices": []}
         return httpx.Response(200, json=said)
 
-    return Onward("http://serve.test", httpx.MockTransport(answer))
+    return ServeDouble(httpx.MockTransport(answer))
 
 
 def main() -> int:
