@@ -12,12 +12,12 @@ from tests.bench.serving_model import TINY, questions
 pytestmark = pytest.mark.quick
 
 
-def ways(**changes: tuple[float, float]) -> dict[str, Any]:
-    """A table in which all is well but for the ways that are named: (requests a second, p50)."""
-    rates = {way: changes.get(way, (3000.0, 0.5)) for way in WAYS}
+def ways(**changes: tuple[float, float, float]) -> dict[str, Any]:
+    """A table in which all is well but for the ways that are named: (requests a second, p50, p95)."""
+    rates = {way: changes.get(way, (3000.0, 0.5, 9.0)) for way in WAYS}
     each = {
-        way: {"requests_per_s": [rate] * 3, "p50_ms": p50, "p95_ms": 9.0, "failed": 0}
-        for way, (rate, p50) in rates.items()
+        way: {"requests_per_s": [rate] * 3, "p50_ms": p50, "p95_ms": p95, "failed": 0}
+        for way, (rate, p50, p95) in rates.items()
     }
     return {"ways": {way: {str(c): row for c in CONNECTIONS} for way, row in each.items()}}
 
@@ -35,10 +35,10 @@ def test_a_missed_bar_is_named() -> None:
         assert missed_bars({"engine": measured, "gateway": ways(), "adapters": adapters(2.0)}) == []
     bad = {
         "engine": engine(1.99),
-        "gateway": ways(haproxy=(2399, 1.6), gateway=(300, 4.0)),
+        "gateway": ways(haproxy=(2399, 1.6, 9.0), gateway=(300, 4.0, 15.0)),
         "adapters": adapters(1.99),
     }
-    assert [line.partition(":")[0] for line in missed_bars(bad)] == ["engine", *["gateway"] * 3, "adapters"]
+    assert [line.partition(":")[0] for line in missed_bars(bad)] == ["engine", *["gateway"] * 5, "adapters"]
 
 
 def test_questions_have_the_lengths_and_are_the_same_again() -> None:
