@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 
+from service.gate import MAX_BODY
 from service.settings import Settings
 from tests.service.conftest import Plane, make_plane
 from tests.service.test_deployments import deploy, succeeded
@@ -191,3 +192,21 @@ def test_the_official_client_reads_our_errors(served: Plane) -> None:
     bad = openai.OpenAI(base_url="http://testserver/v1", api_key="sk-simpo-bad", http_client=served.client)
     with pytest.raises(openai.AuthenticationError, match="Authorization: Bearer"):
         bad.models.list()
+
+
+def test_what_passes_the_framework_by_is_watched_and_refused_as_all_else(served: Plane, serve: Serve) -> None:
+    """The gate and its surroundings stand around both ways; other methods of the path are the framework's."""
+    path = "/v1/chat/completions"
+    answer = served.client.post(path, json=CHAT, headers={"x-request-id": "straight"})
+    assert (answer.status_code, answer.headers["x-request-id"]) == (200, "straight")
+    other = served.client.get(path)
+    assert (other.status_code, other.headers["allow"]) == (405, "POST")
+    nobody = served.client.post(path, json=CHAT, headers={"authorization": "Bearer sk-simpo-nobody"})
+    assert (nobody.status_code, nobody.json()["error"]["code"]) == (401, "unauthorized")
+    large = served.client.post(path, content=b"x" * (MAX_BODY + 1))
+    assert large.status_code == 413 and large.headers["x-content-type-options"] == "nosniff"
+    told = served.client.get("/metrics").text
+    for route, status in ((path, 200), (path, 405), ("unmatched", 401), ("unmatched", 413)):
+        labels = f'method="{"GET" if status == 405 else "POST"}",route="{route}",status="{status}"'
+        assert f"simpo_http_requests_total{{{labels}}} 1.0" in told
+    assert len(serve.requests) == 1
