@@ -221,7 +221,7 @@ def test_a_vllm_that_dies_is_noticed_and_says_so(base: Path, python: str) -> Non
 
         async def ask() -> list[BaseException | None]:
             begun, everybody = asyncio.Event(), members(engine._server.pid)
-            streams = [asyncio.ensure_future(follow(begun)) for _ in range(16)]  # two at a time: most of them wait
+            streams = [asyncio.ensure_future(follow(begun)) for _ in range(64)]  # two at a time: most of them wait
             await begun.wait()
             for pid in everybody:
                 os.kill(pid, signal.SIGKILL)
