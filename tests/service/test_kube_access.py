@@ -1,8 +1,6 @@
 """The ways to the Kubernetes API: a pod's ServiceAccount over TLS, a kubeconfig; and the settings that ask for them."""
 
-import shutil
 import ssl
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,38 +15,23 @@ from service.serving.rayservice import RayServiceDeployer
 from service.settings import Settings
 from simpo.errors import ConfigError
 from tests.fakes import FakeClock
+from tests.service.certificates import self_signed
 from tests.service.kube_double import NAMESPACE, TOKEN, KubeDouble
 from tests.service.test_rayjobs import TEMPLATE
 from tests.service.test_rayservice import NAME, SERVICE, kubeconfig
 
 
 @pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A certificate for loopback and its key, in one file."""
-    program = shutil.which("openssl")
-    if program is None:
-        pytest.skip("no openssl: a certificate for the TLS of the double cannot be made")
-    path = tmp_path / "server.pem"
-    kind = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    owner = ["-subj", "/CN=double", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command = [program, "req", *kind, *owner, "-keyout", str(path), "-out", f"{path}.crt"]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    path.write_text(
-        path.read_text(encoding="utf-8") + Path(f"{path}.crt").read_text(encoding="utf-8"), encoding="utf-8"
-    )
-    return path
-
-
-@pytest.fixture
-def pod(tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[KubeDouble, Path]]:
+def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[KubeDouble, Path]]:
     """A double behind TLS, and the folder that kubelet would mount."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    certificate, key = self_signed(tmp_path, "IP:127.0.0.1")
+    context.load_cert_chain(certificate, key)
     with KubeDouble(tls=context) as double:
         (tmp_path / "token").write_text(TOKEN, encoding="utf-8")
         (tmp_path / "namespace").write_text(NAMESPACE, encoding="utf-8")
         monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
-        monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", f"{certificate}.crt")
+        monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(certificate))
         monkeypatch.setattr(kube_module, "_NAMESPACE_FILE", tmp_path / "namespace")
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", double.url.rpartition(":")[2])
