@@ -158,7 +158,9 @@ class Store:
             session.execute(update(Lease).where(Lease.name == name, Lease.holder == holder).values(until=0.0))
 
     def close(self) -> None:
-        """Close the pooled connections."""
+        """Close the pooled connections, and each that a thread still has, when it gives it back."""
+        # Else it would lie in a pool that nobody empties: a query whose asker was cancelled goes on in its thread.
+        event.listen(self._engine, "checkin", lambda _, record: record.invalidate())
         self._engine.dispose()
 
     def _is_newest(self, config: Config) -> bool:

@@ -49,6 +49,15 @@ class StoreContract:
             context = MigrationContext.configure(session.connection())
             assert compare_metadata(context, Base.metadata) == []
 
+    def test_a_connection_that_a_thread_still_has_is_closed_when_it_comes_back(self, store: Store) -> None:
+        with store.read() as session:
+            connection = session.connection().connection.dbapi_connection
+            assert connection is not None
+            store.close()
+            assert session.scalar(text("SELECT 1")) == 1, "who has it works on"
+        with pytest.raises(Exception, match="closed"):
+            connection.cursor().execute("SELECT 1")
+
     def test_what_was_there_before_projects_is_in_the_default_one(self, store: Store) -> None:
         old = "INSERT INTO registry_models (id, name, created_by, versions, version, event_seq, created_at) "
         with store.write() as session:
