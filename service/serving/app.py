@@ -37,7 +37,7 @@ class ModelArgs(BaseModel):
     """Of all that is kept there."""
     revision: int = 1
     """Changes when the same name shall serve something else."""
-    max_batch: int = Field(32, ge=1)
+    max_batch: int = Field(64, ge=1)
     """Requests decoded together."""
     max_new_tokens_limit: int | None = Field(None, ge=1)
     """Most tokens of one answer; None: as many as the context holds."""

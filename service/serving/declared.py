@@ -66,7 +66,7 @@ class Replicas:
 
     num_cpus: float = 0.5
     """Logical CPUs of a replica."""
-    max_ongoing_requests: int = 32
+    max_ongoing_requests: int = 64
     """Requests decoded together by a replica."""
     max_queued_requests: int = 128
     """Requests that wait; beyond them Serve answers 503."""

@@ -119,7 +119,7 @@ def test_adapters_of_one_base_share_one_application() -> None:
     assert shared["route_prefix"] == adapter(2).route_prefix == adapter(3).route_prefix
     assert shared["route_prefix"].startswith("/d/~"), "a name begins with no tilde"
     assert other["route_prefix"].startswith("/d/prj_x/~"), "projects share no process"
-    args = {"name": shared["name"], "model_path": "/models/base", "revision": 1, "max_batch": 32, "max_adapters": 3}
+    args = {"name": shared["name"], "model_path": "/models/base", "revision": 1, "max_batch": 64, "max_adapters": 3}
     assert shared["args"] == args
     assert shared["deployments"][0]["user_config"] == {
         "models": {

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from service.serving.engines.base import EngineError, Piece, Sampling, Turn
-from service.serving.engines.transformers import TransformersEngine
+from service.serving.engines.batching import Batch
+from service.serving.engines.transformers import AnswerStream, TransformersEngine
 from simpo.checkpoint import read_manifest, save_checkpoint
 from simpo.config import TokenPolicy
 from simpo.errors import CheckpointError, DataError, ModelError
@@ -171,10 +172,32 @@ def test_a_failed_step_fails_its_requests_and_no_later_ones(caplog: pytest.LogCa
         outside = [259]  # no row of the embedding
         with pytest.raises(EngineError, match="the engine failed"):
             answers(engine, [(outside, Sampling(max_new_tokens=4))])
-        assert "prefill of 1 tokens failed" in caplog.text
+        assert "a pass over 1 rows failed" in caplog.text
         engine.warm_up()
     finally:
         engine.close()
+
+
+def test_a_decoder_that_breaks_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TransformersEngine(tiny_model(), tiny_tokenizer(), TokenPolicy(), max_batch=1)
+    prompt = engine.encode_text("hello")
+
+    def broken(batch: Batch) -> None:
+        raise ZeroDivisionError
+
+    async def ask() -> list[BaseException | Piece]:
+        streams = [engine.stream(prompt, ENDLESS) for _ in range(2)]
+        await anext(streams[0])
+        monkeypatch.setattr(Batch, "step", broken)
+
+        async def rest(stream: AnswerStream) -> Piece:
+            return [piece async for piece in stream][-1]
+
+        return await asyncio.wait_for(asyncio.gather(*map(rest, streams), return_exceptions=True), 60)
+
+    assert [type(end) for end in asyncio.run(ask())] == [EngineError] * 2
+    with pytest.raises(EngineError, match="has ended"):
+        engine.check_health()
 
 
 def test_a_closed_engine_says_so() -> None:

@@ -42,11 +42,10 @@ def tiny_model(seed: int = 0, *, vocab_size: int = 259, **overrides: Any) -> Lla
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
         initializer_range=0.4,
         bos_token_id=BOS,
         eos_token_id=EOS,
-        **{"max_position_embeddings": CONTEXT, **overrides},
+        **{"max_position_embeddings": CONTEXT, "num_key_value_heads": 2, **overrides},
     )
     return LlamaForCausalLM(config).eval()
 

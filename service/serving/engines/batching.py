@@ -1,11 +1,11 @@
 """Continuous batching over a transformers model: requests join and leave a running batch between two tokens.
 
-One key-value cache holds all rows, aligned at the right: a row that is shorter than the widest has padding on its left,
-which the attention mask hides, and position ids count from each row's own first token. Short prompts that come together
-are read together; a long one, one that begins like another, and one that is scored are read alone, in pieces. The new
-cache is joined on; a finished row's cache is cut out, and padding that all rows share is cut off.
+A forward pass has one token of each row that is being answered, and beside them as many tokens of prompts as a pass may
+read: whole prompts, and pieces of one that is longer. So who comes does not stop the others, and a pass is never small
+while somebody waits.
 """
 
+import asyncio
 import logging
 import queue
 import threading
@@ -15,22 +15,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from service.serving.engines.adapters import Route
-from service.serving.engines.base import EngineBusy, EngineError, Occupancy, TokenScore
-from service.serving.engines.growing import joined, new_cache
+from service.serving.engines.base import EngineBusy, EngineError, Occupancy
+from service.serving.engines.outbox import Outbox
+from service.serving.engines.passes import Pass, Stretch
 from service.serving.engines.prefixes import Prefixes, begins
 from service.serving.engines.rows import Request, Row
-from service.serving.engines.sampling import scored
+from service.serving.engines.sampling import Look, looks_at
+from service.serving.engines.slots import Slots, States
 
-PREFILL_TOKENS = 256
-"""Prompt tokens of one forward pass: between two passes somebody who left is noticed."""
-_TOGETHER = 8  # prompts of one forward pass
-_PADDING = 64  # tokens that are computed for nothing in one forward pass, rather than make another
-_PREFILL_BUDGET = 1024  # prompt tokens that may be read between two tokens of those who are being answered
+PREFILL_TOKENS = 512
+"""Prompt tokens of one forward pass, for which those who are being answered wait."""
 _RETRY_AFTER_S = 2
 _log = logging.getLogger(__name__)
+
+_Part = tuple[Row, Stretch]
+"""A row, and what the next pass reads of it."""
 
 
 class Decoder:
@@ -38,10 +39,11 @@ class Decoder:
 
     def __init__(self, model: Any, *, max_batch: int, max_waiting: int, route: Route | None = None) -> None:
         """At most `max_batch` requests share the batch, and `max_waiting` more may wait for a place in it."""
-        self._batch = Batch(model, route or (lambda adapters: None), self._note_progress)
+        self._batch = Batch(model, route or (lambda adapters, counts: None), self._note_progress)
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._waiting: queue.SimpleQueue[Request | None] = queue.SimpleQueue()  # None: close
+        self._outbox: Outbox | None = None
         self._progress_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
@@ -72,6 +74,13 @@ class Decoder:
         """What is kept of earlier prompts."""
         return self._batch.prefixes
 
+    def outbox(self) -> Outbox:
+        """To the running event loop."""
+        loop = asyncio.get_running_loop()
+        if self._outbox is None or self._outbox.loop is not loop:
+            self._outbox = Outbox(loop)
+        return self._outbox
+
     def admit(self, num_requests: int) -> None:
         """Raises EngineBusy where this many more may not wait, EngineError after `close`."""
         if not self.alive:
@@ -96,247 +105,162 @@ class Decoder:
         self._thread.join()
 
     def _run(self) -> None:
-        while self._admit():
-            self._batch.step()
+        try:
+            while self._admit():
+                self._batch.step()
+        except Exception:  # the health check tells of the thread's end
+            _log.exception("the decoder failed")
         stopped = EngineError("the engine was stopped")
-        self._batch.fail(stopped)
         while not self._waiting.empty():
             request = self._waiting.get()
             if request is not None:
                 Row(request).give(stopped)
+        self._batch.fail(stopped)
 
     def _admit(self) -> bool:
-        """Take waiting requests while there is room; with nothing to decode, wait for one. False: close."""
-        budget = _PREFILL_BUDGET
-        while (room := self._max_batch - len(self._batch)) > 0 and (budget > 0 or len(self._batch) == 0):
-            come = self._come(min(room, _TOGETHER))
-            if not come:
-                return True
-            self._note_progress()
-            budget -= self._batch.join([request for request in come if request is not None])
-            if None in come:
-                return False
-        return True
-
-    def _come(self, most: int) -> list[Request | None]:
-        """Requests that wait, no more than one forward pass may read; with nothing to decode, at least one."""
-        come: list[Request | None] = []
-        tokens = 0
-        while len(come) < most and tokens < PREFILL_TOKENS:
+        """Take waiting requests while there is room; with nothing to do, wait for one. False: close."""
+        while len(self._batch) < self._max_batch:
             try:
-                request = self._waiting.get(block=len(self._batch) == 0 and not come)
+                request = self._waiting.get(block=len(self._batch) == 0)
             except queue.Empty:
-                break
-            come.append(request)
+                return True
             if request is None:
-                break
-            tokens += len(request.prompt_ids)
-        return come
+                return False
+            self._note_progress()
+            self._batch.add(request)
+        return True
 
     def _note_progress(self) -> None:
         self._progress_at = time.monotonic()
 
 
 class Batch:
-    """The running batch: rows, their common cache, and one step that gives every row its next token."""
+    """The running batch: rows, what is kept of their tokens, and one step that takes each of them further."""
 
     def __init__(self, model: Any, route: Route, note_progress: Callable[[], None]) -> None:
         self._model = model
         self._route = route
         self._note_progress = note_progress
-        self._rows: list[Row] = []
-        self._cache = new_cache()
+        self._rows: list[Row] = []  # in the order in which they came
+        self._slots = Slots()
         self.prefixes = Prefixes()
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def join(self, requests: Sequence[Request]) -> int:
-        """Prefill requests, emit their first tokens' texts, and let them take part from the next step on.
+    def add(self, request: Request) -> None:
+        """Its prompt is read from the next step on."""
+        self._rows.append(Row(request))
 
-        Returns how many tokens were read for them.
-        """
-        before = self.prefixes.reused_tokens
-        groups, alone = self._parted([Row(request) for request in requests])
-        come: list[tuple[list[Row], DynamicCache]] = []
-        for group in groups:
-            cache = self._prefill_all(group)
-            if cache is None:
-                alone = [*group, *alone]
-            else:
-                come.append((group, cache))
-        for row in alone:
-            try:
-                cache = self._prefill(row)
-                if cache is not None:
-                    come.append(([row], cache))
-            except Exception as error:
-                _log.exception("prefill of %d tokens failed", row.length)
-                row.give(_as_engine_error(error))
-        if come:
-            self._take_in(come)
-        return sum(len(request.prompt_ids) for request in requests) - (self.prefixes.reused_tokens - before)
-
-    def _take_in(self, come: Sequence[tuple[list[Row], DynamicCache]]) -> None:
-        before = [self._cache] if self._rows else []
-        self._rows += [row for rows, _ in come for row in rows]
-        try:
-            self._cache = joined([*before, *(cache for _, cache in come)])
-            self._keep([i for i, row in enumerate(self._rows) if not row.done])
-        except Exception as error:
-            _log.exception("no room for %d rows", len(self._rows))
-            self.fail(_as_engine_error(error))
-
+    @torch.inference_mode()
     def step(self) -> None:
-        """One token for every row; rows that end, or whose client went away, leave."""
-        self._keep([i for i, row in enumerate(self._rows) if not row.request.abandoned])
-        if not self._rows:
-            return
-        try:
-            self._decode_one()
-        except Exception as error:
-            _log.exception("a step of %d rows failed", len(self._rows))
-            self.fail(_as_engine_error(error))
-            return
-        self._keep([i for i, row in enumerate(self._rows) if not row.done])
+        """One token for every row whose prompt is read, and part of the other prompts; rows that end, or whose client
+        went away, leave.
+        """
+        self._leave(lambda row: row.request.abandoned)
+        if self._rows:
+            self._read([*self._nexts(), *self._prompts()])
+            self._leave(lambda row: row.done)
 
+    @torch.inference_mode()
     def fail(self, error: EngineError) -> None:
         """End every row with this error."""
         for row in self._rows:
             row.give(error)
-        self._rows, self._cache = [], new_cache()
+        self._leave(lambda row: True)
 
-    def _parted(self, rows: Sequence[Row]) -> tuple[list[list[Row]], list[Row]]:
-        """Groups of which each is read in one forward pass, and those to be read alone after them."""
-        groups, alone, seen = list[list[Row]](), list[Row](), set[Any]()
-        for row in sorted(rows, key=lambda row: row.length):
+    def _nexts(self) -> list[_Part]:
+        answered = [row for row in self._rows if row.is_read and self._has_room(row, row.length + 1)]
+        return [(row, row.next()) for row in answered]  # not before: who moves leaves a slot that another takes
+
+    def _prompts(self) -> list[_Part]:
+        """What the next pass reads of prompts. One that begins like an earlier one waits until that one is read."""
+        parts, room, seen = list[_Part](), PREFILL_TOKENS, set[Any]()
+        for row in self._rows:
+            if row.is_read or room == 0:
+                continue
             ids, owner = row.request.prompt_ids, _owner(row)
             beginning = begins(ids, owner)
-            begun = beginning is not None and (beginning in seen or self.prefixes.helps(ids, owner))
+            waits = beginning is not None and beginning in seen and not row.is_scored
             seen.add(beginning)
-            if begun or _is_scored(row) or row.length > PREFILL_TOKENS:
-                alone.append(row)
-            elif groups and _fits(row, groups[-1]):
-                groups[-1].append(row)
-            else:
-                groups.append([row])
-        singles = [row for group in groups if len(group) == 1 for row in group]
-        return [group for group in groups if len(group) > 1], [*singles, *alone]
+            if waits:
+                continue
+            is_new = row.length == 0 and not row.is_scored
+            states, length = self.prefixes.longest(ids, owner) if is_new else (None, row.length)
+            if room < len(ids) - length <= PREFILL_TOKENS:
+                continue  # the next pass reads all of it
+            if self._has_room(row, len(ids), states, length):
+                parts.append((row, row.part(room)))
+                room -= len(parts[-1][1].ids)
+        return parts
 
-    def _prefill_all(self, rows: list[Row]) -> DynamicCache | None:
-        """The cache of them all; None, and nothing has happened: one of them failed, and it is to fail alone."""
-        device, width = self._model.device, max(row.length for row in rows)
-        first_B1 = torch.tensor([[width - row.length] for row in rows], device=device)
-        columns_T = torch.arange(width, device=device)
-        padded = [[0] * (width - row.length) + row.request.prompt_ids for row in rows]
-        cache = new_cache()
-        self._route([row.request.voice.adapter for row in rows])
+    def _has_room(self, row: Row, length: int, states: States | None = None, num_known: int = 0) -> bool:
+        """Give it a slot for so many tokens, with those that are known; False: there is no memory, it has failed."""
         try:
-            logits_B1V = self._forward(
-                cache,
-                keep=1,
-                input_ids=torch.tensor(padded, device=device),
-                attention_mask=(columns_T >= first_B1).long(),
-                position_ids=(columns_T - first_B1).clamp(min=0),
-            )
-            for number, row in enumerate(rows):
-                self.prefixes.keep(row.request.prompt_ids, _owner(row), cache, number)
+            self._slots.take(row, length)
+            if states:
+                self._slots.begin(row, states, num_known)
+                self.prefixes.reused_tokens += num_known
         except Exception as error:
-            _log.warning("prefill of %d prompts together failed: %s", len(rows), type(error).__name__)
-            return None
-        for row, logits_V in zip(rows, logits_B1V[:, 0], strict=True):
-            _taken(row, logits_V, opening=True)
-        return cache
+            _log.exception("no room for %d tokens", length)
+            row.give(_as_engine_error(error))
+        return not row.done
 
-    def _prefill(self, row: Row) -> DynamicCache | None:
-        """Its cache; None: there is nothing to decode."""
-        request = row.request
-        sampling, adapter = request.sampling, request.voice.adapter
-        owner, scoring = _owner(row), _is_scored(row)
-        cache, first = (new_cache(), 0) if scoring else self.prefixes.begin(request.prompt_ids, owner)
-        scores: list[TokenScore] = [request.voice.vocabulary.score(request.prompt_ids[0], None)] if scoring else []
-        self._route([adapter])
-        for start in range(first, len(request.prompt_ids), PREFILL_TOKENS):
-            if request.abandoned:
-                return None
-            ids = torch.tensor([request.prompt_ids[start : start + PREFILL_TOKENS]], device=self._model.device)
-            logits_TV = self._forward(cache, keep=0 if scoring else 1, input_ids=ids)[0]
-            if scoring:
-                nexts = request.prompt_ids[start + 1 : start + 1 + PREFILL_TOKENS]
-                scores += [
-                    scored(logits_V, token, sampling.top_logprobs or 0, request.voice.vocabulary)
-                    for logits_V, token in zip(logits_TV, nexts, strict=False)
-                ]
-        self.prefixes.keep(request.prompt_ids, owner, cache)
-        row.open(scores)
-        if not row.done:
-            row.take(logits_TV[-1])
-        return None if row.done else cache
-
-    def _decode_one(self) -> None:
-        device = self._model.device
-        width = self._cache.get_seq_length()
-        lengths_B1 = torch.tensor([[row.length] for row in self._rows], device=device)
-        columns_T = torch.arange(width + 1, device=device)
-        self._route([row.request.voice.adapter for row in self._rows])
-        logits_B1V = self._forward(
-            self._cache,
-            keep=1,
-            input_ids=torch.tensor([[row.last_id] for row in self._rows], device=device),
-            attention_mask=(columns_T >= width - lengths_B1).long(),
-            position_ids=lengths_B1,
-        )
-        for row, logits_V in zip(self._rows, logits_B1V[:, 0], strict=True):
-            row.length += 1
-            _taken(row, logits_V)
-
-    @torch.inference_mode()
-    def _forward(self, cache: DynamicCache, *, keep: int, **inputs: Tensor) -> Tensor:
-        """Float32 logits (B, T, V) of the last `keep` positions; 0: of all."""
-        logits_BTV: Tensor = self._model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+    def _read(self, parts: Sequence[_Part]) -> None:
+        if not parts:
+            return
+        rows_pass = Pass([stretch for _, stretch in parts], self._slots, self._model.device)
+        by_place = {stretch.place: row for row, stretch in parts}
+        rows = [by_place[stretch.place] for stretch in rows_pass.stretches]
+        try:
+            self._route([row.request.voice.adapter for row in rows], [len(s.ids) for s in rows_pass.stretches])
+            logits = rows_pass.forward(self._model)
+            looks = looks_at(logits)
+        except Exception as error:
+            self._read_apart(parts, error)
+            return
         self._note_progress()
-        return logits_BTV.float()
+        for row, stretch, logits_LV, look in zip(rows, rows_pass.stretches, logits, looks, strict=True):
+            try:
+                self._taken(row, stretch, logits_LV, look)
+            except Exception as error:  # whatever goes wrong with one row's token is that row's end alone
+                if not isinstance(error, EngineError):
+                    _log.exception("a token could not be taken")
+                row.give(_as_engine_error(error))
 
-    def _keep(self, rows: list[int]) -> None:
-        if len(rows) == len(self._rows):
+    def _read_apart(self, parts: Sequence[_Part], error: Exception) -> None:
+        """After a failure: those who are being answered, and each prompt, so that only what cannot be read fails."""
+        nexts = [part for part in parts if part[0].is_read]
+        apart = [nexts] * bool(nexts) + [[part] for part in parts if not part[0].is_read]
+        if len(apart) > 1:
+            _log.warning("a pass over %d rows failed (%s): it is made in parts", len(parts), type(error).__name__)
+            for some in apart:
+                self._read(some)
             return
-        self._rows = [self._rows[i] for i in rows]
-        if not rows:
-            self._cache = new_cache()
-            return
-        first = self._cache.get_seq_length() - max(row.length for row in self._rows)
-        for layer in self._cache.layers:
-            layer.keys, layer.values = layer.keys[rows, :, first:], layer.values[rows, :, first:]
+        _log.error("a pass over %d rows failed", len(parts), exc_info=error)
+        for row, _ in parts:
+            row.give(_as_engine_error(error))
 
-
-def _fits(row: Row, group: Sequence[Row]) -> bool:
-    """Whether a longer row may join: padding is computed too, and is worth a pass's fixed cost and no more."""
-    computed = row.length * (len(group) + 1)
-    asked = row.length + sum(one.length for one in group)
-    return computed <= 2 * PREFILL_TOKENS and computed - asked <= _PADDING
-
-
-def _taken(row: Row, logits_V: Tensor, *, opening: bool = False) -> None:
-    """Whatever goes wrong with one row's token is that row's end alone."""
-    try:
-        if opening:
-            row.open([])
+    def _taken(self, row: Row, stretch: Stretch, logits_LV: Tensor, look: Look) -> None:
+        was_read, row.length = row.is_read, stretch.end
+        if not was_read:
+            row.note_scores(stretch, logits_LV)
+            if not row.is_read:
+                return
+            self.prefixes.keep(row.request.prompt_ids, _owner(row), self._slots.states(row))
+            row.open()
         if not row.done:
-            row.take(logits_V)
-    except Exception as error:
-        if not isinstance(error, EngineError):
-            _log.exception("a token could not be taken")
-        row.give(_as_engine_error(error))
+            row.take(logits_LV[-1], look)
+
+    def _leave(self, goes: Callable[[Row], bool]) -> None:
+        for row in [row for row in self._rows if goes(row)]:
+            self._rows.remove(row)
+            self._slots.leave(row)
 
 
 def _owner(row: Row) -> object:
     adapter = row.request.voice.adapter
     return None if adapter is None else adapter.owner
-
-
-def _is_scored(row: Row) -> bool:
-    sampling = row.request.sampling
-    return sampling.echo and sampling.top_logprobs is not None
 
 
 def _as_engine_error(error: Exception) -> EngineError:

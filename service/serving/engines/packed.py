@@ -16,12 +16,16 @@ _CLOSE = 1e-2  # of the largest output: bfloat16 rounds to 1/256
 def pack(model: nn.Module) -> None:
     """Replace every linear layer of a model that will only be read, in place. Elsewhere than on a CPU: nothing."""
     for name, module in list(model.named_modules()):
-        if type(module) is not nn.Linear or module.weight.device.type != "cpu":
-            continue
-        layout = _packed(module)
-        if layout is not None:
+        packed = packed_linear(module) if type(module) is nn.Linear else None
+        if packed is not None:
             parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, PackedLinear(module, layout))
+            setattr(model.get_submodule(parent), leaf, packed)
+
+
+def packed_linear(linear: nn.Linear) -> "PackedLinear | None":
+    """The same layer, packed; None where it cannot be."""
+    layout = _packed(linear) if linear.weight.device.type == "cpu" else None
+    return None if layout is None else PackedLinear(linear, layout)
 
 
 class PackedLinear(nn.Module):

@@ -7,10 +7,7 @@ values are follows from the tokens before it and the weights alone, so an entry 
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from torch import Tensor
-from transformers import DynamicCache
-
-from service.serving.engines.growing import new_cache
+from service.serving.engines.slots import States
 
 MAX_TOKENS = 4096
 """Prompt tokens that are kept in all; a prompt longer than that is not kept."""
@@ -22,20 +19,18 @@ class Prefixes:
 
     def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
         self._max_tokens = max_tokens
-        self._entries: OrderedDict[tuple[object, tuple[int, ...]], list[tuple[Tensor, Tensor]]] = OrderedDict()
+        self._entries: OrderedDict[tuple[object, tuple[int, ...]], States] = OrderedDict()
+        self._num_tokens = 0
         self.reused_tokens = 0
+        """Of all that were looked for, those that need not be read."""
 
-    def begin(self, prompt_ids: Sequence[int], owner: object) -> tuple[DynamicCache, int]:
-        """A cache for this prompt, and how many of its tokens are in it: not all, for the last one gives the logits."""
-        cache = new_cache()
+    def longest(self, prompt_ids: Sequence[int], owner: object) -> tuple[States, int]:
+        """What is known of a prompt's beginning, and of how many tokens: not all, for the last one gives the logits."""
         best, length = self._longest(tuple(prompt_ids), owner)
         if best is None:
-            return cache, 0
+            return {}, 0
         self._entries.move_to_end(best)
-        for layer, (keys, values) in enumerate(self._entries[best]):
-            cache.update(keys[:, :, :length], values[:, :, :length], layer)
-        self.reused_tokens += length
-        return cache, length
+        return self._entries[best], length
 
     def _longest(self, ids: tuple[int, ...], owner: object) -> tuple[tuple[object, tuple[int, ...]] | None, int]:
         best, length = None, _LEAST - 1
@@ -44,26 +39,18 @@ class Prefixes:
                 best, length = key, common
         return best, length
 
-    def helps(self, prompt_ids: Sequence[int], owner: object) -> bool:
-        """Whether `begin` would find something."""
-        return self._longest(tuple(prompt_ids), owner)[0] is not None
-
-    def keep(self, prompt_ids: Sequence[int], owner: object, cache: DynamicCache, row: int | None = None) -> None:
-        """Note a prompt whose cache has just been filled. Its tensors are shared: nobody writes into them.
-
-        `row`: its place in a cache that holds several, aligned at the right; that part is copied.
-        """
-        ids = tuple(prompt_ids)
-        if not _LEAST < len(ids) <= self._max_tokens:
+    def keep(self, prompt_ids: Sequence[int], owner: object, states: States) -> None:
+        """Note a prompt that has just been read."""
+        key = (owner, tuple(prompt_ids))
+        if not _LEAST < len(prompt_ids) <= self._max_tokens:
             return
-        layers = [(layer.keys, layer.values) for layer in cache.layers]
-        if row is not None:
-            part = (slice(row, row + 1), slice(None), slice(-len(ids), None))
-            layers = [(keys[part].clone(), values[part].clone()) for keys, values in layers]
-        self._entries[owner, ids] = layers
-        self._entries.move_to_end((owner, ids))
-        while sum(len(key[1]) for key in self._entries) > self._max_tokens:
-            self._entries.popitem(last=False)
+        if key not in self._entries:
+            self._num_tokens += len(prompt_ids)
+        self._entries[key] = states
+        self._entries.move_to_end(key)
+        while self._num_tokens > self._max_tokens:
+            (_, ids), _ = self._entries.popitem(last=False)
+            self._num_tokens -= len(ids)
 
 
 def begins(prompt_ids: Sequence[int], owner: object) -> tuple[object, tuple[int, ...]] | None:

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from service.serving.engines.adapters import LoadedAdapter
 from service.serving.engines.base import EngineError, Piece, Sampling, TokenScore
-from service.serving.engines.sampling import Sampler, scored
+from service.serving.engines.passes import Stretch
+from service.serving.engines.sampling import Look, Sampler, scored
+from service.serving.engines.slots import Place
 from service.serving.engines.telling import Telling
 from service.serving.engines.vocabulary import Vocabulary
 
@@ -46,22 +48,55 @@ class Row:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.length = len(request.prompt_ids)  # tokens in the cache
-        self.last_id = -1  # sampled, not yet in the cache
+        self.place: Place | None = None
+        self.length = 0  # tokens in the slot
+        self.last_id = -1  # sampled, not yet in the slot
         self.done = False
-        voice = request.voice
-        self._sampler = Sampler(request.sampling, voice.vocabulary, voice.stop_ids)
-        self._telling = Telling(request.sampling, voice.vocabulary, voice.stop_ids)
+        sampling, voice = request.sampling, request.voice
+        self.is_scored = sampling.echo and sampling.top_logprobs is not None
+        """Whether its prompt is to be given back with scores."""
+        self._scores: list[TokenScore] = []  # of the prompt
+        self._sampler = Sampler(sampling, voice.vocabulary, voice.stop_ids)
+        self._telling = Telling(sampling, voice.vocabulary, voice.stop_ids)
 
-    def open(self, prompt_scores: Sequence[TokenScore]) -> None:
+    @property
+    def is_read(self) -> bool:
+        """Whether the whole prompt is in the slot."""
+        return self.length >= len(self.request.prompt_ids)
+
+    def next(self) -> Stretch:
+        """The token that was sampled last."""
+        assert self.place is not None, "it has a slot"
+        return Stretch(place=self.place, start=self.length, ids=[self.last_id])
+
+    def part(self, most: int) -> Stretch:
+        """What is left of the prompt, `most` tokens of it."""
+        assert self.place is not None, "it has a slot"
+        ids = self.request.prompt_ids[self.length : self.length + most]
+        return Stretch(place=self.place, start=self.length, ids=ids, every=self.is_scored)
+
+    def note_scores(self, stretch: Stretch, logits_LV: Tensor) -> None:
+        """Where scores of the prompt are wanted: those of the tokens that follow the ones of this part of it."""
+        if not self.is_scored:
+            return
+        ids, vocabulary = self.request.prompt_ids, self.request.voice.vocabulary
+        if stretch.start == 0:
+            self._scores.append(vocabulary.score(ids[0], None))
+        num_top = self.request.sampling.top_logprobs or 0
+        self._scores += [
+            scored(logits_V, token, num_top, vocabulary)
+            for logits_V, token in zip(logits_LV, ids[stretch.start + 1 : stretch.end + 1], strict=False)
+        ]
+
+    def open(self) -> None:
         """Give the prompt back, where it was asked for; that may be all."""
-        piece = self._telling.opening(self.request.prompt_ids, prompt_scores)
+        piece = self._telling.opening(self.request.prompt_ids, self._scores)
         if piece is not None:
             self.give(piece)
 
-    def take(self, logits_V: Tensor) -> None:
+    def take(self, logits_V: Tensor, look: Look) -> None:
         """Sample a token and emit the text it makes certain. Raises EngineError: the model has diverged."""
-        token_id = self.last_id = self._sampler.choose(logits_V)
+        token_id = self.last_id = self._sampler.choose(logits_V, look)
         num_top, score = self.request.sampling.top_logprobs, None
         if num_top is not None:
             score = scored(logits_V, token_id, num_top, self.request.voice.vocabulary)

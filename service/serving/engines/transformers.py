@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,8 +17,8 @@ import torch
 from service.serving.engines.adapters import LoadedAdapter, Routing
 from service.serving.engines.base import EngineError, Occupancy, Piece, Sampling, SchemaRefused, Turn
 from service.serving.engines.batching import Decoder
-from service.serving.engines.grouped import serving_attention
 from service.serving.engines.packed import pack
+from service.serving.engines.passes import register_rows_attention
 from service.serving.engines.rows import Request, Voice
 from service.serving.engines.vocabulary import Vocabulary
 from simpo.checkpoint import MANIFEST, read_manifest
@@ -44,7 +45,7 @@ class TransformersEngine:
         tokenizer: Any,
         policy: TokenPolicy,
         *,
-        max_batch: int = 32,
+        max_batch: int = 64,
         max_waiting: int = MAX_WAITING,
         routing: Routing | None = None,
     ) -> None:
@@ -59,7 +60,7 @@ class TransformersEngine:
             routing: what was made of the model for adapters; None: it answers alone.
         """
         self._model = model.eval()
-        self._model.set_attn_implementation(serving_attention(self._model.config))
+        self._model.set_attn_implementation(register_rows_attention())
         pack(self._model)
         route = None if routing is None else routing.route
         self._decoder = Decoder(self._model, max_batch=max_batch, max_waiting=max_waiting, route=route)
@@ -69,7 +70,7 @@ class TransformersEngine:
 
     @classmethod
     def load(
-        cls, directory: str | Path, *, dtype: str = "float32", max_batch: int = 32, adapters: bool = False
+        cls, directory: str | Path, *, dtype: str = "float32", max_batch: int = 64, adapters: bool = False
     ) -> Self:
         """Load a checkpoint, every file checked against its manifest; or a base model from elsewhere, which has none.
 
@@ -170,13 +171,9 @@ class AnswerStream:
 
     def __init__(self, decoder: Decoder, prompt_ids: Sequence[int], sampling: Sampling, voice: Voice) -> None:
         """Must be made in an event loop. Raises EngineError: the engine is closed."""
-        loop = asyncio.get_running_loop()
-        self._pieces = pieces = asyncio.Queue[Piece | EngineError]()
+        self._pieces = asyncio.Queue[Piece | EngineError]()
         self._over = False
-
-        def emit(item: Piece | EngineError) -> None:  # in the decoder's thread; RuntimeError when the loop is closed
-            loop.call_soon_threadsafe(pieces.put_nowait, item)
-
+        emit = partial(decoder.outbox().put, self._pieces)
         self._request = Request(prompt_ids, sampling, voice, emit)
         decoder.submit(self._request)
 

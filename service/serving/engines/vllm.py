@@ -74,7 +74,7 @@ class VllmEngine:
 
     @classmethod
     def load(
-        cls, directory: str | Path, *, python: str, dtype: str = "float32", max_batch: int = 32, max_adapters: int = 0
+        cls, directory: str | Path, *, python: str, dtype: str = "float32", max_batch: int = 64, max_adapters: int = 0
     ) -> Self:
         """Check a checkpoint as the other engine does, and have vLLM load it.
 
