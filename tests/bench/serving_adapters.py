@@ -32,7 +32,7 @@ Figures = dict[str, Any]
 
 PROMPTS, ADAPTERS = 805, 8
 ANSWER = 8
-_AT_ONCE = 64  # so many wait or are answered: the batch of 32 is always full
+_AT_ONCE = 128  # so many wait or are answered: the batch of 64 is always full
 
 
 def adapters(home: Path, *, repeats: int, prompts: int = PROMPTS) -> Figures:

@@ -7,11 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from service.serving.engines.base import EngineError, Piece, Sampling
 from service.serving.engines.batching import PREFILL_TOKENS, Batch
-from service.serving.engines.passes import register_rows_attention
+from service.serving.engines.passes import prepare
 from service.serving.engines.rows import Request, Row, Voice
 from service.serving.engines.sampling import Look
 from service.serving.engines.slots import Slots
@@ -30,7 +39,7 @@ class Counted:
     """A batch over a model, and how many tokens of each row its passes read."""
 
     def __init__(self, model: Any) -> None:
-        model.set_attn_implementation(register_rows_attention())
+        prepare(model)
         self.passes: list[list[int]] = []
         forward = model.forward
 
@@ -115,7 +124,20 @@ def heads_of_their_own() -> Any:
     return tiny_model(num_key_value_heads=4)
 
 
-MODELS = [tiny_model, heads_of_their_own, windowed, capped]
+def two_rotations() -> Gemma3ForCausalLM:
+    """Layers with a window turn by other angles than the one without; norms of queries and keys."""
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(**SHAPE, head_dim=8, layer_types=["sliding_attention", "full_attention"])
+    return Gemma3ForCausalLM(config).eval()
+
+
+def normed() -> Qwen3ForCausalLM:
+    """Norms of queries and keys."""
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=8)).eval()
+
+
+MODELS = [two_rotations, normed, tiny_model, heads_of_their_own, windowed, capped]
 
 
 @pytest.mark.parametrize("make", MODELS)

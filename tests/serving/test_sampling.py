@@ -27,6 +27,6 @@ def test_the_nucleus_is_the_smallest_set_of_enough_mass(scale: float) -> None:
     nucleus = set(order_V[sorted_V.cumsum(-1) - sorted_V < top_p].tolist())
     assert (len(nucleus) > _NUCLEUS) == (scale == 0)
     sampler = Sampler(Sampling(max_new_tokens=1, top_p=top_p, seed=1), Vocabulary(tiny_tokenizer()), frozenset())
-    [look] = looks_at([logits_V[None]])
+    [look] = looks_at(logits_V[None])
     drawn = {sampler.choose(logits_V, look) for _ in range(300)}
     assert drawn <= nucleus and len(drawn) > 20

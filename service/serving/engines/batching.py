@@ -22,7 +22,7 @@ from service.serving.engines.outbox import Outbox
 from service.serving.engines.passes import Pass, Stretch
 from service.serving.engines.prefixes import Prefixes, begins
 from service.serving.engines.rows import Request, Row
-from service.serving.engines.sampling import Look, looks_at
+from service.serving.engines.sampling import Look
 from service.serving.engines.slots import Slots, States
 
 PREFILL_TOKENS = 512
@@ -209,18 +209,16 @@ class Batch:
     def _read(self, parts: Sequence[_Part]) -> None:
         if not parts:
             return
-        rows_pass = Pass([stretch for _, stretch in parts], self._slots, self._model.device)
+        rows_pass = Pass([stretch for _, stretch in parts], self._slots, self._route, self._model.device)
         by_place = {stretch.place: row for row, stretch in parts}
         rows = [by_place[stretch.place] for stretch in rows_pass.stretches]
         try:
-            self._route([row.request.voice.adapter for row in rows], [len(s.ids) for s in rows_pass.stretches])
-            logits = rows_pass.forward(self._model)
-            looks = looks_at(logits)
+            read = rows_pass.forward(self._model)
         except Exception as error:
             self._read_apart(parts, error)
             return
         self._note_progress()
-        for row, stretch, logits_LV, look in zip(rows, rows_pass.stretches, logits, looks, strict=True):
+        for row, stretch, (logits_LV, look) in zip(rows, rows_pass.stretches, read, strict=True):
             try:
                 self._taken(row, stretch, logits_LV, look)
             except Exception as error:  # whatever goes wrong with one row's token is that row's end alone

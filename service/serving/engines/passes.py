@@ -11,9 +11,9 @@ of width D; V tokens of the vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from service.serving.engines.adapters import LoadedAdapter, Route
+from service.serving.engines.sampling import Look, looks_at
 from service.serving.engines.slots import Place, Slots
 
 NAME = "simpo_rows"
@@ -28,13 +30,16 @@ NAME = "simpo_rows"
 _EXACT, _ROUND = 64, 8
 """Matrix kernels of a CPU are made anew for each number of tokens they meet, in 2 ms for a layer's; above the first
 number, passes are filled up to a multiple of the second."""
+_WORTH_IT = 16
+"""Tokens that the last layer leaves out."""
 
 
-def register_rows_attention() -> str:
-    """Make this attention known to transformers, any number of times; returns its name."""
+def prepare(model: Any) -> None:
+    """Make a model of transformers one whose passes are of the kind below, and nothing else."""
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, _no_mask)
-    return NAME
+    model.set_attn_implementation(NAME)
+    model.get_decoder().layers[-1].register_forward_pre_hook(_ends_alone, with_kwargs=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +50,23 @@ class Stretch:
     start: int
     """How many of the row's tokens are in its slot."""
     ids: Sequence[int]
+    adapter: LoadedAdapter | None = None
     every: bool = False
     """The logits after each of them are wanted, not after the last alone."""
 
     @property
     def end(self) -> int:
         return self.start + len(self.ids)
+
+    @property
+    def num_wanted(self) -> int:
+        """After so many of its last tokens logits are wanted."""
+        return len(self.ids) if self.every else 1
+
+    @property
+    def wanted(self) -> "Stretch":
+        """Those tokens alone."""
+        return replace(self, start=self.end - self.num_wanted, ids=self.ids[-self.num_wanted :])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,54 +81,87 @@ class _Terms:
 class Pass:
     """What one pass reads, and the attention of its tokens."""
 
-    def __init__(self, stretches: Sequence[Stretch], slots: Slots, device: torch.device) -> None:
+    def __init__(self, stretches: Sequence[Stretch], slots: Slots, route: Route, device: torch.device) -> None:
         self.stretches = sorted(stretches, key=_order)
         """In the order of the pass."""
-        self._slots, self._device = slots, device
+        self._slots, self._route, self._device = slots, route, device
         by_width = groupby(self.stretches, key=lambda stretch: stretch.place.columns)
         self._widths = [_Width(columns, list(those), device) for columns, those in by_width]
         self._num_tokens = sum(len(stretch.ids) for stretch in stretches)
         self._sizes = [width.num_tokens for width in self._widths]
         self._sizes.append(_filled(self._num_tokens) - self._num_tokens)
 
-    def forward(self, model: Any) -> list[Tensor]:
-        """Float32 logits (1 or L, V) of each stretch, in the order of `stretches`."""
+    def forward(self, model: Any) -> list[tuple[Tensor, Look]]:
+        """Float32 logits (1 or L, V) of each stretch, and a look at its last, in the order of `stretches`. The model is
+        `prepare`d.
+        """
         ids = [token for stretch in self.stretches for token in stretch.ids]
+        columns = [column for stretch in self.stretches for column in range(stretch.start, stretch.end)]
         filling = [0] * self._sizes[-1]
+        self.route()
         logits_KV: Tensor = model(
             input_ids=torch.tensor([ids + filling], device=self._device),
-            position_ids=torch.tensor([self._columns + filling], device=self._device),
-            logits_to_keep=torch.tensor(self._wanted, device=self._device),
+            position_ids=torch.tensor([columns + filling], device=self._device),
+            logits_to_keep=self.wanted_K if self.ends is None else 0,
             use_cache=False,
             rows_pass=self,
         ).logits[0]
-        return list(torch.split(logits_KV.float(), [len(s.ids) if s.every else 1 for s in self.stretches]))
+        return self._by_stretch(logits_KV.float())
+
+    def _by_stretch(self, logits_KV: Tensor) -> list[tuple[Tensor, Look]]:
+        told = (self.ends or self).stretches
+        counts = [stretch.num_wanted for stretch in told]
+        lasts = [last - 1 for last in accumulate(counts)]
+        whole = len(lasts) == len(logits_KV)
+        looks = looks_at(logits_KV if whole else logits_KV[torch.tensor(lasts, device=self._device)])
+        parts = torch.split(logits_KV[: sum(counts)], counts)
+        by_place = {s.place: (part, look) for s, part, look in zip(told, parts, looks, strict=True)}
+        return [by_place[stretch.place] for stretch in self.stretches]
+
+    def route(self) -> None:
+        """The layers that come have these tokens."""
+        self._route([stretch.adapter for stretch in self.stretches], [len(stretch.ids) for stretch in self.stretches])
+
+    @cached_property
+    def ends(self) -> "Pass | None":
+        """The pass of the tokens after which logits are wanted; None: they are nearly all."""
+        stretches = [stretch.wanted for stretch in self.stretches]
+        if self._num_tokens - sum(len(stretch.ids) for stretch in stretches) < _WORTH_IT:
+            return None
+        return Pass(stretches, self._slots, self._route, self._device)
+
+    @cached_property
+    def wanted_K(self) -> Tensor:
+        """The tokens after which logits are wanted, in the order of `ends`, where there are any."""
+        ends = dict[Place, int]()
+        at = 0
+        for stretch in self.stretches:
+            ends[stretch.place] = at = at + len(stretch.ids)
+        wanted, filling = list[int](), list[int]()
+        if self.ends is not None:
+            filling = [0] * self.ends._sizes[-1]
+        for stretch in (self.ends or self).stretches:
+            wanted += range(ends[stretch.place] - stretch.num_wanted, ends[stretch.place])
+        return torch.tensor(wanted + filling, device=self._device)
+
+    def fill(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Put a layer's keys and values (1, G, T, D) into the slots."""
+        new = torch.stack((key[0], value[0])).transpose(1, 2)
+        for width, new_2NGD in zip(self._widths, torch.split(new, self._sizes, dim=1), strict=False):
+            width.fill(self._buffer(layer, width, new_2NGD), new_2NGD)
 
     def attended(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: _Terms) -> Tensor:
-        """(1, H, T, D), (1, G, T, D) twice -> (1, T, H, D); fills the slots."""
-        new = torch.stack((key[0], value[0])).transpose(1, 2)
+        """(1, H, T, D), (1, G, T, D) twice -> (1, T, H, D); the slots are filled."""
         parts = list[Tensor]()
-        split = [torch.split(states, self._sizes, dim=2) for states in (query, key, value)]
-        *those, (filling, *_) = zip(*split, torch.split(new, self._sizes, dim=1), strict=True)
-        for width, (q, k, v, new_2NGD) in zip(self._widths, those, strict=True):
-            kept = self._slots.buffer(layer, width.columns, new_2NGD, width.num_slots)
-            kept.flatten(1, 2).index_copy_(1, width.places_N, new_2NGD)
-            parts += width.attended(kept, q, k, v, terms)
+        *split, (filling, _, _) = zip(
+            *(torch.split(states, self._sizes, dim=2) for states in (query, key, value)), strict=True
+        )
+        for width, (q, k, v) in zip(self._widths, split, strict=True):
+            parts += width.attended(self._buffer(layer, width, k.transpose(1, 2)), q, k, v, terms)
         return torch.cat([*parts, filling.transpose(1, 2)], dim=1)
 
-    @property
-    def _columns(self) -> list[int]:
-        """Of each token in its row."""
-        return [column for stretch in self.stretches for column in range(stretch.start, stretch.end)]
-
-    @property
-    def _wanted(self) -> list[int]:
-        """Tokens after which logits are wanted."""
-        wanted, at = list[int](), 0
-        for stretch in self.stretches:
-            at += len(stretch.ids)
-            wanted += range(at - len(stretch.ids), at) if stretch.every else [at - 1]
-        return wanted
+    def _buffer(self, layer: int, width: "_Width", like: Tensor) -> Tensor:
+        return self._slots.buffer(layer, width.columns, like, width.num_slots)
 
 
 class _Width:
@@ -128,9 +177,12 @@ class _Width:
         self.num_slots = 1 + max(stretch.place.number for stretch in stretches)
         firsts = [(s, s.place.number * columns) for s in stretches]
         places = [first + column for s, first in firsts for column in range(s.start, s.end)]
-        self.places_N = torch.tensor(places, device=device)
-        """Of each token in a buffer, its slots one after another."""
+        self._places_N = torch.tensor(places, device=device)  # of each token, the slots one after another
         self._seen: dict[tuple[int, int | None], Tensor] = {}
+
+    def fill(self, kept: Tensor, new_2NGD: Tensor) -> None:
+        """Write keys and values into a buffer."""
+        kept.flatten(1, 2).index_copy_(1, self._places_N, new_2NGD)
 
     def attended(self, kept: Tensor, query: Tensor, key: Tensor, value: Tensor, terms: _Terms) -> Iterator[Tensor]:
         """(1, H, N, D), (1, G, N, D) twice -> (1, n, H, D), (1, L, H, D), ...; `kept` has the new keys and values."""
@@ -202,14 +254,30 @@ def _attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     rows_pass: Pass | None = None,
+    fill_alone: bool = False,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers calls it."""
+    """As transformers calls it. `fill_alone`: what it gives is not used."""
     assert rows_pass is not None, "this attention needs the pass whose tokens it is for"
+    layer: Any = module.layer_idx
+    rows_pass.fill(layer, key, value)
+    if fill_alone:
+        return query.transpose(1, 2), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     terms = _Terms(scale=scale, window=sliding_window, softcap=softcap)
-    layer: Any = module.layer_idx
     return rows_pass.attended(layer, query, key, value, terms), None
+
+
+def _ends_alone(layer: torch.nn.Module, args: tuple[Tensor], kwargs: dict[str, Any]) -> Any:
+    """Before the last layer: of tokens after which no logits are wanted it makes keys and values, and nothing else."""
+    whole: Pass = kwargs["rows_pass"]
+    if whole.ends is None:
+        return None
+    own: Any = layer
+    own.self_attn(own.input_layernorm(args[0]), **kwargs, fill_alone=True)
+    whole.ends.route()
+    turned = tuple(part_1TD[:, whole.wanted_K] for part_1TD in kwargs["position_embeddings"])
+    return (args[0][:, whole.wanted_K],), {**kwargs, "rows_pass": whole.ends, "position_embeddings": turned}
 
 
 def _attention(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, terms: _Terms) -> Tensor:

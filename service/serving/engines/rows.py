@@ -67,13 +67,13 @@ class Row:
     def next(self) -> Stretch:
         """The token that was sampled last."""
         assert self.place is not None, "it has a slot"
-        return Stretch(place=self.place, start=self.length, ids=[self.last_id])
+        return Stretch(place=self.place, start=self.length, ids=[self.last_id], adapter=self.request.voice.adapter)
 
     def part(self, most: int) -> Stretch:
         """What is left of the prompt, `most` tokens of it."""
         assert self.place is not None, "it has a slot"
-        ids = self.request.prompt_ids[self.length : self.length + most]
-        return Stretch(place=self.place, start=self.length, ids=ids, every=self.is_scored)
+        ids, adapter = self.request.prompt_ids[self.length : self.length + most], self.request.voice.adapter
+        return Stretch(place=self.place, start=self.length, ids=ids, adapter=adapter, every=self.is_scored)
 
     def note_scores(self, stretch: Stretch, logits_LV: Tensor) -> None:
         """Where scores of the prompt are wanted: those of the tokens that follow the ones of this part of it."""

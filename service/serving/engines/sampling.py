@@ -1,7 +1,6 @@
 """The choice of one answer's tokens: penalties, bias, temperature, nucleus, seed; and their log-probabilities."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +24,11 @@ class Look:
     """The likeliest token."""
 
 
-def looks_at(logits: Sequence[Tensor]) -> list[Look]:
-    """At the last of each row's logits (L, V)."""
-    lasts_KV = torch.stack([logits_LV[-1] for logits_LV in logits])
+def looks_at(logits_KV: Tensor) -> list[Look]:
+    """One for each row."""
     # One pass; a NaN or an infinity among them makes the sum one.
-    finite = torch.isfinite(lasts_KV.sum(dim=-1)).tolist()
-    return [Look(is_finite=f, best=b) for f, b in zip(finite, lasts_KV.argmax(dim=-1).tolist(), strict=True)]
+    finite = torch.isfinite(logits_KV.sum(dim=-1)).tolist()
+    return [Look(is_finite=f, best=b) for f, b in zip(finite, logits_KV.argmax(dim=-1).tolist(), strict=True)]
 
 
 class Sampler:

@@ -64,13 +64,11 @@ class Slots:
         columns, number = row.place.columns, row.place.number
         rows = self._rows[columns]
         last, row.place = rows.pop(), None
-        end = last.length if last is not row else 0
         for kept in [kept for (_, width), kept in self._buffers.items() if width == columns]:
-            if number < kept.shape[1]:  # where memory was short there may be less than what was asked for
-                if end:
-                    kept[:, number, :end] = kept[:, len(rows), :end]
-                kept[:, number, end:] = 0.0
-            if number < len(rows) < kept.shape[1]:
+            there = kept.shape[1]  # where memory was short, less than what was asked for
+            if number < min(len(rows), there):
+                kept[:, number] = kept[:, len(rows)] if len(rows) < there else 0.0
+            if len(rows) < there:
                 kept[:, len(rows)] = 0.0
         if last is not row:
             rows[number] = last

@@ -18,7 +18,7 @@ from service.serving.engines.adapters import LoadedAdapter, Routing
 from service.serving.engines.base import EngineError, Occupancy, Piece, Sampling, SchemaRefused, Turn
 from service.serving.engines.batching import Decoder
 from service.serving.engines.packed import pack
-from service.serving.engines.passes import register_rows_attention
+from service.serving.engines.passes import prepare
 from service.serving.engines.rows import Request, Voice
 from service.serving.engines.vocabulary import Vocabulary
 from simpo.checkpoint import MANIFEST, read_manifest
@@ -60,7 +60,7 @@ class TransformersEngine:
             routing: what was made of the model for adapters; None: it answers alone.
         """
         self._model = model.eval()
-        self._model.set_attn_implementation(register_rows_attention())
+        prepare(self._model)
         pack(self._model)
         route = None if routing is None else routing.route
         self._decoder = Decoder(self._model, max_batch=max_batch, max_waiting=max_waiting, route=route)
