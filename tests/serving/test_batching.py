@@ -21,6 +21,7 @@ from transformers import (
 from service.serving.engines.base import EngineError, Piece, Sampling
 from service.serving.engines.batching import PREFILL_TOKENS, Batch
 from service.serving.engines.passes import prepare
+from service.serving.engines.prefixes import Prefixes
 from service.serving.engines.rows import Request, Row, Voice
 from service.serving.engines.sampling import Look
 from service.serving.engines.slots import Slots
@@ -269,6 +270,20 @@ def test_twins_need_one_token() -> None:
     assert counted.prefills == [[16, 16], [17]], "one that is too short to share is read with itself"
     assert counted.batch.prefixes.reused_tokens == 2 * 16
     assert len({one.text for one in twins}) == len({one.text for one in others}) == 1
+
+
+def test_what_is_kept_is_bounded_and_the_oldest_goes() -> None:
+    prefixes, long = Prefixes(max_tokens=60), [prompt[:25] for prompt in prompts(30, 30, 30)]
+    for ids in long:
+        assert prefixes.wants(ids, None)
+        prefixes.keep(ids, None, {})
+        assert not prefixes.wants(ids, None)
+    assert [prefixes.longest([*ids, 1], None)[1] for ids in long] == [0, 25, 25]
+    assert prefixes.longest([*long[1], 1], object())[1] == 0, "another adapter's"
+    prefixes.longest([*long[1], 1], None)
+    prefixes.keep(long[0], None, {})
+    assert [prefixes.longest([*ids, 1], None)[1] for ids in long] == [25, 25, 0], "who was asked for lately stays"
+    assert not prefixes.wants(range(61), None) and not prefixes.wants(range(16), None)
 
 
 def test_prompts_that_are_scored_are_read_whole_beside_the_others() -> None:

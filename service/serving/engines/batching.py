@@ -245,7 +245,8 @@ class Batch:
             row.note_scores(stretch, logits_LV)
             if not row.is_read:
                 return
-            self.prefixes.keep(row.request.prompt_ids, _owner(row), self._slots.states(row))
+            if self.prefixes.wants(row.request.prompt_ids, _owner(row)):
+                self.prefixes.keep(row.request.prompt_ids, _owner(row), self._slots.states(row))
             row.open()
         if not row.done:
             row.take(logits_LV[-1], look)

@@ -39,15 +39,14 @@ class Prefixes:
                 best, length = key, common
         return best, length
 
+    def wants(self, prompt_ids: Sequence[int], owner: object) -> bool:
+        """Whether `keep` would keep it: it is neither too short, nor too long, nor there already."""
+        return _LEAST < len(prompt_ids) <= self._max_tokens and (owner, tuple(prompt_ids)) not in self._entries
+
     def keep(self, prompt_ids: Sequence[int], owner: object, states: States) -> None:
-        """Note a prompt that has just been read."""
-        key = (owner, tuple(prompt_ids))
-        if not _LEAST < len(prompt_ids) <= self._max_tokens:
-            return
-        if key not in self._entries:
-            self._num_tokens += len(prompt_ids)
-        self._entries[key] = states
-        self._entries.move_to_end(key)
+        """Note a prompt that has just been read, and is wanted."""
+        self._entries[owner, tuple(prompt_ids)] = states
+        self._num_tokens += len(prompt_ids)
         while self._num_tokens > self._max_tokens:
             (_, ids), _ = self._entries.popitem(last=False)
             self._num_tokens -= len(ids)
