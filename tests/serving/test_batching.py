@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from service.serving.engines.base import EngineError, Piece, Sampling
-from service.serving.engines.batching import PREFILL_TOKENS, Batch
+from service.serving.engines.batching import PREFILL_TOKENS, Batch, Pace
 from service.serving.engines.passes import prepare
 from service.serving.engines.prefixes import Prefixes
 from service.serving.engines.rows import Request, Row, Voice
@@ -226,6 +226,23 @@ def test_a_long_prompt_is_read_in_pieces_while_others_are_answered() -> None:
     for one in alone:
         Counted(tiny_model(**model)).answers([one])
     assert [one.text for one in (first, *crowd)] == [one.text for one in alone]
+
+
+def test_a_model_that_is_slow_reads_in_smaller_pieces() -> None:
+    pace, tokens = Pace(), list[int]()
+    for seconds in (0.1, 3.0, 3.0, 1.0, 60.0, 60.0, 60.0, 60.0, 0.1, 1.9, 0.4, 0.1, 0.1, 0.1):
+        pace.note(seconds)
+        tokens.append(pace.tokens)
+    assert tokens == [512, 256, 128, 128, 64, 32, 32, 32, 64, 64, 128, 256, 512, 512]
+    counted = Counted(tiny_model())
+    counted.batch.pace.tokens = 32
+    crowd, alone = [[Asked(ids) for ids in prompts(70, 30, 5)] for _ in range(2)]
+    counted.batch.pace.note = lambda seconds: None  # type: ignore[method-assign]
+    counted.answers(crowd)
+    assert counted.prefills == [[32], [32], [5, 6], [30]]
+    for one in alone:
+        Counted(tiny_model()).answers([one])
+    assert [one.text for one in crowd] == [one.text for one in alone]
 
 
 def test_who_leaves_in_the_middle_of_a_prompt_leaves_nothing() -> None:

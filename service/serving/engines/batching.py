@@ -26,7 +26,9 @@ from service.serving.engines.sampling import Look
 from service.serving.engines.slots import Slots, States
 
 PREFILL_TOKENS = 512
-"""Prompt tokens of one forward pass, for which those who are being answered wait."""
+"""Prompt tokens of one forward pass, for which those who are being answered wait; fewer where that takes too long."""
+_LEAST_TOKENS = 32
+_PATIENCE_S = 2.0  # of a pass
 _RETRY_AFTER_S = 2
 _log = logging.getLogger(__name__)
 
@@ -134,6 +136,22 @@ class Decoder:
         self._progress_at = time.monotonic()
 
 
+class Pace:
+    """How many prompt tokens a pass may read: a model that is slow here reads them in smaller pieces, so that others
+    are answered, and whoever looks whether it lives, between them.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = PREFILL_TOKENS
+
+    def note(self, seconds: float) -> None:
+        """So long a pass took that has read about as many as it might."""
+        if seconds > _PATIENCE_S:
+            self.tokens = max(self.tokens // 2, _LEAST_TOKENS)
+        elif seconds < _PATIENCE_S / 4:
+            self.tokens = min(self.tokens * 2, PREFILL_TOKENS)
+
+
 class Batch:
     """The running batch: rows, what is kept of their tokens, and one step that takes each of them further."""
 
@@ -143,6 +161,7 @@ class Batch:
         self._note_progress = note_progress
         self._rows: list[Row] = []  # in the order in which they came
         self._slots = Slots()
+        self.pace = Pace()
         self.prefixes = Prefixes()
 
     def __len__(self) -> int:
@@ -175,7 +194,7 @@ class Batch:
 
     def _prompts(self) -> list[_Part]:
         """What the next pass reads of prompts. One that begins like an earlier one waits until that one is read."""
-        parts, room, seen = list[_Part](), PREFILL_TOKENS, set[Any]()
+        parts, room, seen = list[_Part](), self.pace.tokens, set[Any]()
         for row in self._rows:
             if row.is_read or room == 0:
                 continue
@@ -187,7 +206,7 @@ class Batch:
                 continue
             is_new = row.length == 0 and not row.is_scored
             states, length = self.prefixes.longest(ids, owner) if is_new else (None, row.length)
-            if room < len(ids) - length <= PREFILL_TOKENS:
+            if room < len(ids) - length <= self.pace.tokens:
                 continue  # the next pass reads all of it
             if self._has_room(row, len(ids), states, length):
                 parts.append((row, row.part(room)))
@@ -212,12 +231,15 @@ class Batch:
         rows_pass = Pass([stretch for _, stretch in parts], self._slots, self._route, self._model.device)
         by_place = {stretch.place: row for row, stretch in parts}
         rows = [by_place[stretch.place] for stretch in rows_pass.stretches]
+        began = time.monotonic()
         try:
             read = rows_pass.forward(self._model)
         except Exception as error:
             self._read_apart(parts, error)
             return
         self._note_progress()
+        if sum(len(stretch.ids) for row, stretch in parts if not row.is_read) * 2 > self.pace.tokens:
+            self.pace.note(time.monotonic() - began)
         for row, stretch, (logits_LV, look) in zip(rows, rows_pass.stretches, read, strict=True):
             try:
                 self._taken(row, stretch, logits_LV, look)
