@@ -45,7 +45,7 @@ bench: bench-load bench-serving  ## the benchmarks against their baselines, rati
 bench-load: $(TESTED)  ## the service under load on SQLite and PostgreSQL, half an hour; exit 1 below a gate
 	$(BIN)/python -m tests.bench.load
 
-bench-serving: $(TESTED)  ## the engines, the way through Serve, and adapters, ten minutes of two idle cores; exit 1 below a bar
+bench-serving: $(TESTED)  ## the engines, the way through Serve, and adapters, half an hour of two idle cores; exit 1 below a bar
 	$(BIN)/python -m tests.bench.serving
 
 bench-sweep: $(TESTED)  ## a whole sweep against Ray Tune + TRL, 30 minutes of two idle cores; renews README's table

@@ -28,7 +28,7 @@ def test_a_missed_bar_is_named() -> None:
         return {"clients": {"8": {"batching": batching, "vllm": {"tokens_per_s": vllm}}}}
 
     def adapters(ratio: float) -> dict[str, Any]:
-        ratios = {"transformers": 1.5, "vllm": 5.0, "stock": ratio}
+        ratios = {"transformers": ratio, "vllm": 5.0, "stock": 4.0}
         return {"engines": {name: {"ratio": [median, 1.0, 9.0]} for name, median in ratios.items()}}
 
     for measured in (engine(2.0), engine(1.5, vllm=200.0)):
