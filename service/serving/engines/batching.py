@@ -229,8 +229,6 @@ class Batch:
         if not parts:
             return
         rows_pass = Pass([stretch for _, stretch in parts], self._slots, self._route, self._model.device)
-        by_place = {stretch.place: row for row, stretch in parts}
-        rows = [by_place[stretch.place] for stretch in rows_pass.stretches]
         began = time.monotonic()
         try:
             read = rows_pass.forward(self._model)
@@ -240,9 +238,9 @@ class Batch:
         self._note_progress()
         if sum(len(stretch.ids) for row, stretch in parts if not row.is_read) * 2 > self.pace.tokens:
             self.pace.note(time.monotonic() - began)
-        for row, stretch, (logits_LV, look) in zip(rows, rows_pass.stretches, read, strict=True):
+        for row, stretch in parts:
             try:
-                self._taken(row, stretch, logits_LV, look)
+                self._taken(row, stretch, *read[stretch.place])
             except Exception as error:  # whatever goes wrong with one row's token is that row's end alone
                 if not isinstance(error, EngineError):
                     _log.exception("a token could not be taken")

@@ -91,10 +91,8 @@ class Pass:
         self._sizes = [width.num_tokens for width in self._widths]
         self._sizes.append(_filled(self._num_tokens) - self._num_tokens)
 
-    def forward(self, model: Any) -> list[tuple[Tensor, Look]]:
-        """Float32 logits (1 or L, V) of each stretch, and a look at its last, in the order of `stretches`. The model is
-        `prepare`d.
-        """
+    def forward(self, model: Any) -> dict[Place, tuple[Tensor, Look]]:
+        """Float32 logits (1 or L, V) of each stretch, and a look at its last. The model is `prepare`d."""
         ids = [token for stretch in self.stretches for token in stretch.ids]
         columns = [column for stretch in self.stretches for column in range(stretch.start, stretch.end)]
         filling = [0] * self._sizes[-1]
@@ -106,17 +104,16 @@ class Pass:
             use_cache=False,
             rows_pass=self,
         ).logits[0]
-        return self._by_stretch(logits_KV.float())
+        return self._by_place(logits_KV.float())
 
-    def _by_stretch(self, logits_KV: Tensor) -> list[tuple[Tensor, Look]]:
+    def _by_place(self, logits_KV: Tensor) -> dict[Place, tuple[Tensor, Look]]:
         told = (self.ends or self).stretches
         counts = [stretch.num_wanted for stretch in told]
         lasts = [last - 1 for last in accumulate(counts)]
         whole = len(lasts) == len(logits_KV)
         looks = looks_at(logits_KV if whole else logits_KV[torch.tensor(lasts, device=self._device)])
         parts = torch.split(logits_KV[: sum(counts)], counts)
-        by_place = {s.place: (part, look) for s, part, look in zip(told, parts, looks, strict=True)}
-        return [by_place[stretch.place] for stretch in self.stretches]
+        return {stretch.place: (part, look) for stretch, part, look in zip(told, parts, looks, strict=True)}
 
     def route(self) -> None:
         """The layers that come have these tokens."""
